@@ -1,0 +1,42 @@
+"""analogc: compile any PyTorch model to analog in-memory-computing tiles.
+
+    compiled = analogc.compile(model, (x,), target="generic-8bit")
+    y = compiled(x)
+    print(compiled)             # the graph, with shapes and tiles
+    print(compiled.coverage)    # what went analog, and why the rest did not
+"""
+
+from . import errors, targets
+from .compiler.archive import load
+from .compiler.compile import compile
+from .compiler.coverage import CoverageReport
+from .compiler.model import CompiledModel
+from .passes.pipeline import DEFAULT_PASSES
+from .passes.select_analog import LayerInfo
+
+from .runtime.converters import Converter
+from .runtime.devices import GaussianDevice, IdealDevice
+from .runtime.mapping import TileMapping
+from .runtime.sqnr import ConverterRangeWarning
+from .runtime.target import Calibration, Target, TileSpec
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEFAULT_PASSES",
+    "Calibration",
+    "CompiledModel",
+    "Converter",
+    "ConverterRangeWarning",
+    "CoverageReport",
+    "GaussianDevice",
+    "IdealDevice",
+    "LayerInfo",
+    "Target",
+    "TileMapping",
+    "TileSpec",
+    "compile",
+    "errors",
+    "load",
+    "targets",
+]

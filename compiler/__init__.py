@@ -1,0 +1,1 @@
+"""Compiler: what a user calls: compile, capture, the compiled model and its reports."""

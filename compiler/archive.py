@@ -1,0 +1,415 @@
+"""One file for a compiled model: a safetensors file whose metadata holds the rest as JSON.
+
+No pickle, no code. A checksum over everything is compared first, so a damaged file is refused as a
+whole; what the JSON says is checked on its own, so an altered one cannot do harm either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+from ..passes.base import META, PassContext
+from ..passes.derive_weights import HOME
+from ..passes.verify import OPS, verify
+from ..runtime.derived import DerivedWeight
+from ..runtime.errors import AnalogcError, FormatError, InputError, UnsupportedError
+from ..runtime.mapping import TileMapping
+from ..runtime.noise import NoiseSource
+from ..runtime.spec import parse
+from ..runtime.target import Target
+from ..runtime.tiles import Programmed, TileArray
+from .build import Program
+from .graph_json import GraphReader, checked_path, graph_to_json, read_atom
+from .holder import Holder, ModeFlag, hold, modules_of
+from .model import CompiledModel, Mode, new_uid
+from .signature import ConstantLeaf, Leaf, Signature, TensorLeaf
+from .tree_json import parameters_from_json, parameters_to_json, tree_from_json, tree_to_json
+
+FORMAT = 1
+_MANIFEST, _CHECKSUM = "analogc.manifest", "analogc.sha256"
+
+
+# -- writing --------------------------------------------------------------------------------------
+
+
+def to_bytes(model: CompiledModel) -> bytes:
+    """File content for ``model``."""
+    manifest, tensors = _describe(model)
+    text = json.dumps(manifest, separators=(",", ":"))
+    metadata = {_MANIFEST: text, _CHECKSUM: _checksum(text, tensors)}
+    return safetensors.torch.save(tensors, metadata)
+
+
+def save(model: CompiledModel, path: Path) -> None:
+    """Write ``model`` to ``path``; a file that is there is replaced only when all is written."""
+    data = to_bytes(model)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _describe(model: CompiledModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    root, ctx = model._root, model._ctx
+    if any(p.is_meta for p in model.parameters()):
+        raise UnsupportedError("a model on the meta device has no weights to save")
+    tensors: dict[str, Tensor] = {}
+    table: list[dict[str, Any]] = []
+    seen: dict[int, dict[str, Any]] = {}
+    modules = root.named_modules(remove_duplicate=False)
+    for prefix, module in modules:
+        for kind, entries in (("parameter", module._parameters), ("buffer", module._buffers)):
+            for name, value in entries.items():
+                if value is None:
+                    continue
+                path = f"{prefix}.{name}" if prefix else name
+                if id(value) in seen:
+                    seen[id(value)]["names"].append(path)
+                    continue
+                entry = {
+                    "names": [path],
+                    "kind": kind,
+                    "persistent": name not in module._non_persistent_buffers_set,
+                    "requires_grad": value.requires_grad,
+                }
+                seen[id(value)] = entry
+                table.append(entry)
+                # A clone: safetensors takes no two tensors in one memory.
+                tensors[path] = value.detach().to("cpu", copy=True).contiguous()
+    arrays = {}
+    for name, array in ctx.arrays.items():
+        arrays[name] = {
+            "spec": array.spec.to_text(),
+            "derived": array.derived,
+            "times_programmed": array.times_programmed,
+            "calls": array.calls,
+            "auto_sync": array.auto_sync,
+        }
+    for name, array in model._arrays():
+        if array.programmed is None or not array.is_current(model.live_weight(name).detach()):
+            continue
+        arrays[name]["blocks"] = len(array.programmed.blocks)
+        tensors[f"{HOME}.tiles.{name}.scale"] = array.programmed.scale.cpu()
+        for i, block in enumerate(array.programmed.blocks):
+            tensors[f"{HOME}.tiles.{name}.{i}"] = block.cpu()
+    derived = {
+        name: graph_to_json(module.expression.graph)
+        for name, module in root.get_submodule(f"{HOME}.derived").named_children()
+        if isinstance(module, DerivedWeight)
+    }
+    manifest = {
+        "format": FORMAT,
+        "target": model.target.to_dict(),
+        "seed": model.seed,
+        "modules": [name for name, _ in root.named_modules(remove_duplicate=False)],
+        "training": [module.training for module in modules_of(root)],
+        "tensors": table,
+        "arrays": arrays,
+        "derived": derived,
+        "programs": [
+            {
+                "mode": list(mode),
+                "graph": graph_to_json(program.graph),
+                "signature": _signature_to_json(program.signature),
+            }
+            for mode, program in model._programs.items()
+        ],
+    }
+    return manifest, tensors
+
+
+def _signature_to_json(signature: Signature) -> dict[str, Any]:
+    leaves = []
+    for leaf, name in zip(signature.leaves, signature.names, strict=True):
+        if isinstance(leaf, TensorLeaf):
+            dtype = str(leaf.dtype).removeprefix("torch.")
+            leaves.append({"name": name, "shape": list(leaf.shape), "dtype": dtype})
+        elif leaf.value is None or isinstance(leaf.value, bool | int | float | str):
+            leaves.append({"name": name, "value": leaf.value})
+        else:
+            raise UnsupportedError(f"input {name!r} of type {type(leaf.value).__name__} has no "
+                                   "form in a file")  # fmt: skip
+    return {
+        "in": tree_to_json(signature.in_spec),
+        "out": tree_to_json(signature.out_spec),
+        "leaves": leaves,
+        "parameters": parameters_to_json(signature.parameters),
+    }
+
+
+def _checksum(text: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        if value.numel():
+            digest.update(memoryview(value.contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+def load(
+    path: str | Path,
+    map_location: str | torch.device = "cpu",
+    allow_ops: Collection[str] = (),
+) -> CompiledModel:
+    """Read a compiled model from the file that ``CompiledModel.save`` wrote.
+
+    The model's class is not needed. Nothing in the file is executed on loading.
+
+    Args:
+        path: the file.
+        map_location: device to put the model on.
+        allow_ops: namespaces of custom operators that its graph may use, besides torch's.
+
+    Raises:
+        FormatError: the file is truncated, altered, or not one of analogc's.
+        InputError: there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no file {str(path)!r}")
+    with path.open("rb") as stream:
+        return from_file(stream, map_location, allow_ops, str(path))
+
+
+def from_file(
+    stream: io.BufferedIOBase | io.BytesIO | Any,
+    map_location: str | torch.device = "cpu",
+    allow_ops: Collection[str] = (),
+    name: str = "data",
+) -> CompiledModel:
+    """Read a compiled model from an open binary stream."""
+    data = stream.read()
+    try:
+        tensors = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = header.get("__metadata__") or {}
+    except (safetensors.SafetensorError, ValueError, RuntimeError, OverflowError) as err:
+        raise FormatError(f"{name} is not a compiled model, or is truncated: {err}") from None
+    if _MANIFEST not in metadata or _CHECKSUM not in metadata:
+        raise FormatError(f"{name} is a safetensors file, but not of a compiled model")
+    text = metadata[_MANIFEST]
+    if _checksum(text, tensors) != metadata[_CHECKSUM]:
+        raise FormatError(f"{name} was altered or damaged: its checksum does not match")
+    try:
+        manifest = json.loads(text)
+        if manifest["format"] != FORMAT:
+            raise FormatError(
+                f"{name} has format {manifest['format']!r}, this analogc reads format {FORMAT}"
+            )
+        return _rebuild(manifest, tensors, torch.device(map_location), allow_ops)
+    except AnalogcError as err:
+        if isinstance(err, FormatError):
+            raise
+        raise FormatError(f"{name} does not hold a valid model: {err}") from err
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError,
+            RecursionError, AssertionError) as err:  # fmt: skip
+        raise FormatError(
+            f"{name} does not hold a valid model: {type(err).__name__}: {err}"
+        ) from err
+
+
+def _rebuild(
+    manifest: dict[str, Any],
+    tensors: dict[str, Tensor],
+    device: torch.device,
+    allow_ops: Collection[str],
+) -> CompiledModel:
+    reader = GraphReader(device, allow_ops)
+    target = Target.from_dict(manifest["target"])
+    root = _tree(manifest, tensors, device)
+    uid = new_uid()
+    seed = manifest["seed"]
+    if seed is not None and not isinstance(seed, int):
+        raise FormatError("seed is not a number")
+    ctx = PassContext(target=target, root=root, noise=NoiseSource(seed), uid=uid)
+    contents: dict[str, Programmed] = {}
+    for name, data in manifest["arrays"].items():
+        spec = parse(data["spec"])
+        array = ctx.arrays[name] = TileArray(
+            name, f"{uid}/{name}", spec, ctx.noise, bool(data["derived"]), bool(data["auto_sync"])
+        )
+        if "blocks" in data:
+            prefix = f"{HOME}.tiles.{name}"
+            blocks = tuple(tensors[f"{prefix}.{i}"].to(device) for i in range(len(spec.blocks)))
+            contents[name] = Programmed(blocks, tensors[f"{prefix}.scale"].to(device))
+        array.times_programmed, array.calls = int(data["times_programmed"]), int(data["calls"])
+    counts = {name: (a.times_programmed, a.calls) for name, a in ctx.arrays.items()}
+    for name, nodes in manifest["derived"].items():
+        expression = fx.GraphModule(nn.Module(), reader.read(nodes), "WeightExpression")
+        home = root.get_submodule(f"{HOME}.derived")
+        home.add_module(checked_path(name), DerivedWeight(expression))
+    programs: dict[Mode, Program] = {}
+    for data in manifest["programs"]:
+        graph = reader.read(data["graph"])
+        _restore_values(graph, root, data["graph"], device)
+        for node in graph.nodes:
+            if node.op == "call_function" and node.target in OPS:
+                mapping = node.meta.get(META)
+                if not isinstance(mapping, TileMapping) or mapping.array not in ctx.arrays:
+                    raise FormatError(f"node %{node.name} has no tile array")
+                node.args = (*node.args[:-1], ctx.arrays[mapping.array].key)
+        verify(graph, ctx)
+        mode = tuple(bool(flag) for flag in data["mode"])
+        programs[mode] = Program(graph, _signature_from_json(data["signature"]))
+    if tuple(module.training for module in modules_of(root)) not in programs:
+        raise FormatError("there is no graph for the mode that the model was saved in")
+    _check_contents(contents, ctx)
+    model = CompiledModel(root, ctx, programs, (), None)
+    for name, _ in model._arrays():
+        if name in contents:
+            ctx.arrays[name].adopt(model.live_weight(name).detach(), contents[name])
+    for name, (programmed, calls) in counts.items():
+        ctx.arrays[name].times_programmed, ctx.arrays[name].calls = programmed, calls
+    return model
+
+
+def _check_contents(contents: dict[str, Programmed], ctx: PassContext) -> None:
+    for name, content in contents.items():
+        rows = [b - a for a, b in ctx.arrays[name].spec.blocks]
+        for block, size in zip(content.blocks, rows, strict=True):
+            fits = block.shape[1] == size if block.dim() == 2 else block[0].numel() >= size
+            if block.dim() < 2 or block.shape[0] != content.scale.numel() or not fits:
+                raise FormatError(f"tiles of {name!r} do not fit their row blocks")
+
+
+def _tree(manifest: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> Holder:
+    flag = ModeFlag()
+    plain = Holder(flag=flag)
+    for name in manifest["modules"]:
+        if name and name != HOME and not name.startswith(f"{HOME}."):
+            _make(plain, checked_path(name), flag)
+    _fill(plain, manifest, tensors, device, own=False)
+    root = hold(plain)
+    _fill(root, manifest, tensors, device, own=True)
+    modules = modules_of(root)
+    if len(modules) != len(manifest["training"]):
+        raise FormatError("the module tree does not fit the list of modes")
+    for module, training in zip(modules, manifest["training"], strict=True):
+        module.training = bool(training)
+    return root
+
+
+def _make(root: nn.Module, path: str, flag: ModeFlag) -> nn.Module:
+    at = root
+    for part in path.split("."):
+        if part not in at._modules:
+            at._modules[part] = Holder(flag=flag)
+        child = at._modules[part]
+        assert child is not None, "a module was made for every name"
+        at = child
+    return at
+
+
+def _fill(
+    root: nn.Module,
+    manifest: dict[str, Any],
+    tensors: dict[str, Tensor],
+    device: torch.device,
+    own: bool,
+) -> None:
+    """Put tensors into the tree: the model's (``own=False``), or the compiler's own buffers."""
+    for entry in manifest["tensors"]:
+        names = [checked_path(name) for name in entry["names"]]
+        if names[0].startswith(f"{HOME}.") != own:
+            continue
+        value = tensors[names[0]].to(device)
+        if entry["kind"] == "parameter":
+            value = nn.Parameter(value, requires_grad=bool(entry["requires_grad"]))
+        for name in names:
+            prefix, _, last = name.rpartition(".")
+            module = root.get_submodule(prefix)
+            if isinstance(value, nn.Parameter):
+                module._parameters[last] = value
+            else:
+                module._buffers[last] = value
+                if not entry["persistent"]:
+                    module._non_persistent_buffers_set.add(last)
+
+
+def _restore_values(
+    graph: fx.Graph, root: nn.Module, nodes: list[dict[str, Any]], device: torch.device
+) -> None:
+    """Fake tensors for every node: inputs from the file, the rest by propagation."""
+    env = ShapeEnv()
+    mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
+    symbols: dict[str, Any] = {}
+    inputs = []
+    for data in nodes:
+        if data["op"] != "placeholder":
+            continue
+        value = data.get("value")
+        if value is None:
+            inputs.append(None)
+            continue
+        shape = [_size(size, symbols, env) for size in value["shape"]]
+        with mode:
+            inputs.append(
+                torch.empty(shape, dtype=read_atom("dtype", value["dtype"]), device=device)
+            )
+    for node in graph.nodes:
+        if node.op == "get_attr" and _attribute(root, node.target) is None:
+            raise FormatError(f"the graph refers to {node.target!r}, which the file does not hold")
+    FakeTensorProp(fx.GraphModule(root, graph), mode).propagate_dont_convert_inputs(*inputs)
+
+
+def _attribute(root: nn.Module, path: str) -> Any:
+    at: Any = root
+    for part in path.split("."):
+        at = getattr(at, part, None)
+    return at
+
+
+def _size(size: Any, symbols: dict[str, Any], env: ShapeEnv) -> Any:
+    if isinstance(size, int) and not isinstance(size, bool) and size >= 0:
+        return size
+    name, hint = size["symbol"], size["hint"]
+    if not isinstance(name, str) or not isinstance(hint, int) or hint < 0:
+        raise FormatError(f"not a size: {size!r}")
+    if name not in symbols:
+        from torch._dynamo.source import ConstantSource
+
+        source = ConstantSource(f"s{len(symbols)}")
+        symbol = env.create_symbol(
+            max(hint, 2), source=source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None
+        )
+        symbols[name] = env.create_symintnode(symbol, hint=max(hint, 2), source=source)
+    return symbols[name]
+
+
+def _signature_from_json(data: dict[str, Any]) -> Signature:
+    leaves: list[Leaf] = []
+    names = []
+    for leaf in data["leaves"]:
+        names.append(str(leaf["name"]))
+        if "shape" in leaf:
+            shape = tuple(None if size is None else int(size) for size in leaf["shape"])
+            leaves.append(TensorLeaf(shape, read_atom("dtype", leaf["dtype"])))
+        else:
+            leaves.append(ConstantLeaf(leaf["value"]))
+    return Signature.make(
+        tree_from_json(data["in"]),
+        tree_from_json(data["out"]),
+        tuple(leaves),
+        tuple(names),
+        parameters_from_json(data["parameters"]),
+    )

@@ -1,0 +1,81 @@
+"""One captured graph, taken through the passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+from torch import fx
+
+from ..passes import pipeline
+from ..passes.base import Pass, PassContext
+from ..passes.select_analog import Analog
+from .capture import Source, capture
+from .holder import Holder
+from .printing import format_graph
+from .signature import Signature
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """IR before and after one pass."""
+
+    name: str
+    modified: bool
+    before: str
+    after: str
+
+
+@dataclass(slots=True)
+class Program:
+    """A compiled graph of one mode of the model."""
+
+    graph: fx.Graph
+    signature: Signature
+    history: tuple[Step, ...] = ()
+    capture_seconds: float = 0.0
+    """Time that torch.export took."""
+    passes_seconds: float = 0.0
+    """Time that the passes took."""
+    function: Callable[..., Any] | None = None
+    """The graph as a function of the root holder and the flat inputs."""
+
+
+def build(
+    source: Source,
+    root: Holder,
+    passes: Sequence[Pass],
+    ctx: PassContext,
+    check: bool,
+) -> Program:
+    """Capture ``source`` in the mode of ``root`` and run ``passes`` on it."""
+    start = perf_counter()
+    captured = capture(source, root)
+    middle = perf_counter()
+    steps: list[Step] = []
+    text = format_graph(captured.module.graph)
+
+    def record(step: Pass, module: fx.GraphModule, modified: bool) -> None:
+        nonlocal text
+        after = format_graph(module.graph)
+        steps.append(Step(step.name, modified, text, after))
+        text = after
+
+    module = pipeline.run(passes, captured.module, ctx, record, check)
+    _drop_unmapped(module.graph)
+    return Program(
+        module.graph,
+        captured.signature,
+        tuple(steps),
+        middle - start,
+        perf_counter() - middle,
+    )
+
+
+def _drop_unmapped(graph: fx.Graph) -> None:
+    # A pipeline without map-tiles leaves Analog records; a finished graph holds none.
+    for node in graph.nodes:
+        if isinstance(node.meta.get("analogc"), Analog):
+            del node.meta["analogc"]

@@ -1,0 +1,291 @@
+"""From a model to an fx graph of ATen operators on the model's own tensors, with fake shapes."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx.graph import CodeGen
+from torch.utils import _pytree as pytree
+
+from ..passes.emit import fake_mode
+from ..runtime.errors import InputError, UnsupportedError
+from .holder import Holder, add_constant, modules_of
+from .signature import ConstantLeaf, Leaf, Signature, TensorLeaf, register_dataclasses
+
+Method = Literal["auto", "export", "symbolic_trace"]
+
+
+@dataclass(slots=True)
+class Source:
+    """What graphs are captured from; kept, so that the other mode can be captured on demand."""
+
+    model: nn.Module | ExportedProgram
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    dynamic_shapes: Any = None
+    method: Method = "auto"
+
+    @property
+    def fixed(self) -> bool:
+        """True if the mode is frozen: an ExportedProgram has one graph only."""
+        return isinstance(self.model, ExportedProgram)
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A graph with flat inputs and outputs, and how to call it."""
+
+    module: fx.GraphModule
+    signature: Signature
+
+
+def module_of(source: Source) -> nn.Module:
+    """The module whose tensors the graphs use."""
+    if isinstance(source.model, ExportedProgram):
+        return source.model.module(check_guards=False)
+    return source.model
+
+
+def check_source(source: Source) -> None:
+    """Raise for what can be seen without tracing: wrong types, ScriptModules."""
+    model = source.model
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedError(
+            f"{type(model).__name__} is a TorchScript module, which torch.export cannot capture",
+            fix="pass the nn.Module that it was made from; for a file saved by torch.jit, define "
+            "the module in Python and load the state_dict of the scripted one",
+        )
+    if not isinstance(model, nn.Module | ExportedProgram):
+        raise InputError(
+            f"model must be an nn.Module, GraphModule or ExportedProgram, got "
+            f"{type(model).__name__}"
+        )
+    if not isinstance(source.args, tuple):
+        raise InputError(
+            f"example_inputs must be a tuple of inputs, got {type(source.args).__name__}",
+            fix="compile(model, (x,))",
+        )
+    if source.method not in ("auto", "export", "symbolic_trace"):
+        raise InputError(f"capture must be 'auto', 'export' or 'symbolic_trace', "
+                         f"got {source.method!r}")  # fmt: skip
+    if source.method == "symbolic_trace" and source.fixed:
+        raise InputError("capture='symbolic_trace' needs a module, not an ExportedProgram")
+
+
+def capture(source: Source, root: Holder) -> Captured:
+    """Capture ``source`` in the mode that ``root`` is in.
+
+    The graph's ``get_attr`` nodes refer to ``root``. Dead code is gone.
+
+    Raises:
+        UnsupportedError: the model cannot be captured; says where and what to do.
+    """
+    model = source.model
+    if isinstance(model, ExportedProgram):
+        exported = model
+    else:
+        with _in_mode_of(model, root):
+            exported = _export(model, source)
+    module = exported.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule), "export makes a GraphModule"
+    info = module.graph._codegen.pytree_info  # type: ignore[attr-defined]
+    in_spec, out_spec = info.in_spec, info.out_spec
+    module.graph.set_codegen(CodeGen())
+    module._forward_pre_hooks.clear()
+    module.graph.eliminate_dead_code()
+    for node in list(module.graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            module.graph.erase_node(node)
+    _attach(module, root)
+    _complete_fake_tensors(module, root)
+    signature = _signature(module.graph, in_spec, out_spec, source)
+    module.recompile()
+    return Captured(module, signature)
+
+
+@contextlib.contextmanager
+def _in_mode_of(model: nn.Module, root: Holder) -> Iterator[None]:
+    """Put ``model`` in the mode of its holders, for the time of the capture."""
+    modules, wanted = modules_of(model), modules_of(root)
+    before = [module.training for module in modules]
+    try:
+        for module, holder in zip(modules, wanted, strict=True):
+            module.training = holder.training
+        yield
+    finally:
+        for module, training in zip(modules, before, strict=True):
+            module.training = training
+
+
+def _export(model: nn.Module, source: Source) -> ExportedProgram:
+    args, kwargs = source.args, source.kwargs
+    register_dataclasses((args, kwargs))
+    shapes = source.dynamic_shapes
+    if shapes == "batch":
+        args, kwargs = pytree.tree_map(_at_least_two, (args, kwargs))
+        shapes = _batch_shapes(model, args, kwargs)
+    elif isinstance(shapes, str):
+        raise InputError(f"dynamic_shapes must be 'batch' or as for torch.export, got {shapes!r}")
+    hook = model.register_forward_hook(lambda _m, _i, out: register_dataclasses(out))
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    # The fused encoder layer hides its linears from the graph.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        traced = fx.symbolic_trace(model) if source.method == "symbolic_trace" else model
+        exported = torch.export.export(
+            traced, args, kwargs, dynamic_shapes=shapes, strict=False
+        )
+    except Exception as err:
+        raise _explain(err, model) from err
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        hook.remove()
+    if source.dynamic_shapes == "batch" and not _has_dynamic_input(exported):
+        raise UnsupportedError(
+            "dynamic_shapes='batch': the model fixes the size of its first dim",
+            fix="remove the fixed size from the model (for example view(-1, ...) in place of "
+            "view(8, ...)), or compile without dynamic_shapes",
+        )
+    return exported
+
+
+def _at_least_two(value: Any) -> Any:
+    # Export takes a dim of size 1 for a constant.
+    if isinstance(value, Tensor) and value.dim() and value.shape[0] == 1:
+        return torch.cat([value, value])
+    return value
+
+
+def _batch_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def first_dim(value: Any) -> Any:
+        return {0: Dim.AUTO} if isinstance(value, Tensor) and value.dim() else None
+
+    try:
+        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    except (TypeError, ValueError) as err:
+        raise InputError(f"example inputs do not fit the model's forward: {err}") from None
+    return {name: pytree.tree_map(first_dim, value) for name, value in bound.arguments.items()}
+
+
+def _has_dynamic_input(exported: ExportedProgram) -> bool:
+    return any(
+        isinstance(size, torch.SymInt)
+        for node in exported.graph.nodes
+        if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor)
+        for size in node.meta["val"].shape
+    )
+
+
+def _explain(err: Exception, model: nn.Module) -> Exception:
+    """An error of analogc's own for an error inside torch.export."""
+    if isinstance(err, InputError | UnsupportedError):
+        return err
+    where = _user_line(err)
+    text = str(err).strip()
+    first = text.splitlines()[0] if text else type(err).__name__
+    low = text.lower()
+    if "data-dependent" in low or "datadependent" in type(err).__name__.lower():
+        return UnsupportedError(
+            f"a Python branch depends on tensor values, which a graph cannot hold: {first}",
+            where=where,
+            fix="use torch.where or torch.cond in place of the Python `if`, or compile the parts "
+            "of the model before and after it",
+        )
+    if "scriptmodule" in low.replace(" ", "") or "torchscript" in low:
+        return UnsupportedError(
+            f"part of the model is a TorchScript module: {first}",
+            where=where,
+            fix="replace it by the nn.Module that it was made from",
+        )
+    return UnsupportedError(
+        f"torch.export could not capture {type(model).__name__}: {type(err).__name__}: {first}",
+        where=where,
+        fix="check that model(*example_inputs) runs; torch.export.export(model, example_inputs) "
+        "shows the full error",
+    )
+
+
+def _user_line(err: BaseException) -> str | None:
+    frames = [
+        frame
+        for frame in traceback.extract_tb(err.__traceback__)
+        if "/torch/" not in frame.filename and "/compiler/capture.py" not in frame.filename
+        and "/analogc/" not in frame.filename
+    ]  # fmt: skip
+    if not frames:
+        return None
+    last = frames[-1]
+    return f"{last.filename}:{last.lineno}" + (f": {last.line}" if last.line else "")
+
+
+def _attach(module: fx.GraphModule, root: Holder) -> None:
+    """Point get_attr nodes at ``root``; what it does not hold becomes a constant of it."""
+    moved: dict[int, str] = {}
+    # A tied tensor goes by its first name, as in named_parameters().
+    first = {id(value): name for name, value in _tensors(root)}
+    for node in module.graph.nodes:
+        if node.op != "get_attr":
+            continue
+        value = _resolve(module, node.target)
+        if id(value) in first:
+            node.target = first[id(value)]
+            continue
+        if id(value) not in moved:
+            moved[id(value)] = add_constant(root, node.target, value)
+        node.target = moved[id(value)]
+    module._modules = root._modules
+    module._parameters = root._parameters
+    module._buffers = root._buffers
+
+
+def _tensors(root: Holder) -> Iterator[tuple[str, Tensor]]:
+    yield from root.named_parameters()
+    yield from root.named_buffers()
+
+
+def _resolve(module: nn.Module, path: str) -> Any:
+    at: Any = module
+    for part in path.split("."):
+        at = getattr(at, part, None)
+    return at
+
+
+def _complete_fake_tensors(module: fx.GraphModule, root: Holder) -> None:
+    mode = fake_mode(module.graph)
+    known: dict[int, Any] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and "val" not in node.meta:
+            value = _resolve(root, node.target)
+            if isinstance(value, Tensor):
+                if id(value) not in known:
+                    known[id(value)] = mode.from_tensor(value, static_shapes=True)
+                value = known[id(value)]
+            node.meta["val"] = value
+
+
+def _signature(
+    graph: fx.Graph, in_spec: pytree.TreeSpec, out_spec: pytree.TreeSpec, source: Source
+) -> Signature:
+    leaves: list[Leaf] = []
+    names: list[str] = []
+    examples = pytree.tree_leaves((source.args, source.kwargs))
+    for i, node in enumerate(n for n in graph.nodes if n.op == "placeholder"):
+        value = node.meta.get("val")
+        names.append(str(node.target))
+        if isinstance(value, Tensor):
+            shape = tuple(s if isinstance(s, int) else None for s in value.shape)
+            leaves.append(TensorLeaf(shape, value.dtype))
+        else:
+            leaves.append(ConstantLeaf(examples[i] if i < len(examples) else value))
+    parameters = None
+    if isinstance(source.model, nn.Module) and not isinstance(source.model, fx.GraphModule):
+        parameters = inspect.signature(source.model.forward)
+    return Signature.make(in_spec, out_spec, tuple(leaves), tuple(names), parameters)

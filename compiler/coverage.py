@@ -1,0 +1,143 @@
+"""Coverage: what went to the tiles, what stayed digital, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from ..passes.base import META, source_line
+from ..runtime.mapping import Digital, TileMapping
+
+
+@dataclass(frozen=True, slots=True)
+class CoverageRow:
+    """One compute node."""
+
+    node: str
+    op: str
+    module: str
+    kind: str
+    """``analog``, or the rule that keeps it digital: ``rule``, ``choice``, ``unsupported``."""
+    reason: str
+    macs: int
+    line: str | None
+    """User's source line ``file:line``, if known."""
+
+
+@dataclass(frozen=True, slots=True)
+class CoverageReport:
+    """All compute nodes of a graph, in order."""
+
+    rows: tuple[CoverageRow, ...]
+
+    @classmethod
+    def of(cls, graph: fx.Graph) -> CoverageReport:
+        """Report on a rewritten graph."""
+        rows = []
+        for node in graph.nodes:
+            record = node.meta.get(META)
+            op = str(node.target).removesuffix(".default")
+            if isinstance(record, TileMapping):
+                kind, reason = "analog", record.layer
+            elif isinstance(record, Digital):
+                kind, reason = record.rule, record.reason
+            else:
+                continue
+            rows.append(
+                CoverageRow(
+                    node.name, op, record.module, kind, reason, record.macs, source_line(node)
+                )
+            )
+        return cls(tuple(rows))
+
+    @property
+    def analog(self) -> tuple[CoverageRow, ...]:
+        """Nodes on tiles."""
+        return tuple(row for row in self.rows if row.kind == "analog")
+
+    @property
+    def digital(self) -> tuple[CoverageRow, ...]:
+        """Nodes that stayed digital."""
+        return tuple(row for row in self.rows if row.kind != "analog")
+
+    @property
+    def unsupported(self) -> tuple[CoverageRow, ...]:
+        """Nodes with a stationary weight that have no analog form."""
+        return tuple(row for row in self.rows if row.kind == "unsupported")
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one call at the example shape."""
+        return sum(row.macs for row in self.rows)
+
+    @property
+    def analog_share(self) -> float:
+        """Share of the multiply-accumulates that the tiles do, 0..1 (1 if there are none)."""
+        total = self.macs
+        return sum(row.macs for row in self.analog) / total if total else 1.0
+
+    def summary(self) -> str:
+        """One line."""
+        products = [row for row in self.digital if row.macs]
+        left = f", {len(products)} products digital" if products else ""
+        bad = f", {len(self.unsupported)} unsupported" if self.unsupported else ""
+        return (
+            f"{len(self.analog)} layers analog, {100 * self.analog_share:.1f} % of "
+            f"{_count(self.macs)} MACs{left}{bad}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "macs": self.macs,
+            "analog_share": self.analog_share,
+            "rows": [
+                {name: getattr(row, name) for name in CoverageRow.__slots__} for row in self.rows
+            ],
+        }
+
+    def __str__(self) -> str:
+        """Summary, then a line for each product, then the other digital nodes by kind."""
+        lines = [self.summary()]
+        products = [row for row in self.rows if row.kind == "analog" or row.macs or
+                    row.kind != "rule"]  # fmt: skip
+        for row in products:
+            share = 100 * row.macs / self.macs if self.macs else 0.0
+            what = "analog " if row.kind == "analog" else "digital"
+            why = row.module or row.reason if row.kind == "analog" else row.reason
+            lines.append(f"  {what} {row.node:<24} {_count(row.macs):>8} {share:5.1f} %  {why}")
+        shown = set(products)
+        others = Counter(row.op for row in self.rows if row not in shown)
+        if others:
+            counted = ", ".join(f"{n} {op}" for op, n in sorted(others.items()))
+            lines.append(f"  digital, no multiply with a weight: {counted}")
+        return "\n".join(lines)
+
+    def __rich__(self) -> Any:
+        """Table for rich."""
+        from rich.table import Table
+
+        table = Table(title=self.summary(), title_justify="left")
+        for column in ("node", "op", "module", "where", "why", "MACs"):
+            table.add_column(column, justify="right" if column == "MACs" else "left")
+        for row in self.rows:
+            if row.kind == "rule" and not row.macs:
+                continue
+            analog = row.kind == "analog"
+            table.add_row(
+                row.node, row.op, row.module, "[green]analog" if analog else "[yellow]digital",
+                "" if analog else row.reason, _count(row.macs),
+            )  # fmt: skip
+        return table
+
+
+def _count(number: int) -> str:
+    size = float(number)
+    for unit in ("", "k", "M", "G", "T"):
+        if size < 1000 or unit == "T":
+            return f"{size:.0f}" if not unit else f"{size:.1f}{unit}"
+        size /= 1000
+    raise AssertionError("unreachable")

@@ -1,0 +1,95 @@
+"""The module tree of a compiled model: the user's own parameter and buffer tables, nothing else.
+
+Each Holder shares the ``_parameters`` and ``_buffers`` dicts of the module that it stands for, so
+there is one set of names and one set of tensors: a parameter that is written, replaced, moved or
+loaded through the model is so in the compiled model, and the other way round.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+from torch import Tensor, nn
+
+from ..passes.derive_weights import HOME
+from ..runtime.ranges import RangeTable
+
+
+class ModeFlag:
+    """Shared by all holders of a tree: set when the mode of any of them may have changed."""
+
+    dirty = False
+
+
+class Holder(nn.Module):
+    """Stands for one module of the model; has its tensors but not its code."""
+
+    def __init__(self, module: nn.Module | None = None, flag: ModeFlag | None = None) -> None:
+        super().__init__()
+        self.flag = flag or ModeFlag()
+        if module is not None:
+            self._parameters = module._parameters
+            self._buffers = module._buffers
+            self._non_persistent_buffers_set = module._non_persistent_buffers_set
+            self.training = module.training
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, as on the module that this stands for."""
+        super().train(mode)
+        self.flag.dirty = True
+        return self
+
+
+def hold(model: nn.Module) -> Holder:
+    """Tree of holders for ``model``, with an empty home for the compiler's own modules."""
+    known: dict[nn.Module, Holder] = {}
+    flag = ModeFlag()
+
+    def visit(module: nn.Module) -> Holder:
+        if module not in known:
+            holder = known[module] = Holder(module, flag)
+            for name, child in module._modules.items():
+                holder._modules[name] = None if child is None else visit(child)
+        return known[module]
+
+    root = visit(model)
+    home = Holder()
+    for name in ("constants", "derived"):
+        home._modules[name] = Holder()
+    home._modules["ranges"] = RangeTable()
+    root._modules[HOME] = home
+    return root
+
+
+def add_constant(root: Holder, name: str, value: Tensor | nn.Module) -> str:
+    """Keep a constant that capture found outside the model's tables; returns its path."""
+    home = root.get_submodule(f"{HOME}.constants")
+    taken = {**home._buffers, **home._modules}
+    plain = name.replace(".", "_")
+    free = next(n for n in (plain, *(f"{plain}_{i}" for i in range(2, 10**6))) if n not in taken)
+    if isinstance(value, nn.Module):
+        home.add_module(free, value)
+    else:
+        home.register_buffer(free, value, persistent=False)
+    return f"{HOME}.constants.{free}"
+
+
+def modules_of(root: nn.Module) -> list[nn.Module]:
+    """The modules of a model or of its holders, in one order for both."""
+    found: list[nn.Module] = []
+    stack: list[nn.Module] = [root]
+    seen: set[nn.Module] = set()
+    while stack:
+        module = stack.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        found.append(module)
+        children = [c for name, c in module._modules.items() if c is not None and name != HOME]
+        stack.extend(reversed(children))
+    return found
+
+
+def mode_of(root: nn.Module) -> tuple[bool, ...]:
+    """Training flag of every module: what a captured graph depends on."""
+    return tuple(module.training for module in modules_of(root))

@@ -1,0 +1,390 @@
+"""The compiled model: an fx GraphModule on the model's own tensors."""
+
+from __future__ import annotations
+
+import copy
+import io
+import operator
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor, fx, nn
+
+from ..passes.base import META, Pass, PassContext
+from ..passes.verify import OPS
+from ..runtime.calibrate import calibrate
+from ..runtime.errors import InputError, UnsupportedError
+from ..runtime.mapping import TileMapping
+from ..runtime.target import Calibration, Target
+from ..runtime.tiles import TileArray
+from .build import Program, Step, build
+from .capture import Source
+from .coverage import CoverageReport
+from .holder import Holder, mode_of, modules_of
+from .printing import format_graph
+from .tile_table import TileTable
+from .weights import WeightMap
+
+Mode = tuple[bool, ...]
+
+
+class CompiledModel(fx.GraphModule):
+    """A model whose linear and conv work runs on simulated analog tiles.
+
+    Call it as the model. Its parameters and buffers are the model's own objects; the tiles follow
+    them. ``train()`` and ``eval()`` switch between two graphs, the other one being captured when
+    it is first asked for. Made by ``analogc.compile`` and ``analogc.load``.
+    """
+
+    def __init__(
+        self,
+        root: Holder,
+        ctx: PassContext,
+        programs: dict[Mode, Program],
+        passes: Sequence[Pass],
+        source: Source | None,
+        data: Iterable[Any] | None = None,
+        check: bool = False,
+    ) -> None:
+        super().__init__(nn.Module(), fx.Graph())
+        # The very dicts of the root holder: one set of names, whichever way it is reached.
+        self._parameters = root._parameters
+        self._buffers = root._buffers
+        self._modules = root._modules
+        self._non_persistent_buffers_set = root._non_persistent_buffers_set
+        self.training = root.training
+        self.__dict__.update(
+            _root=root, _ctx=ctx, _programs=programs, _passes=tuple(passes), _source=source,
+            _data=data, _check=check, _program=None, _function=None,
+        )  # fmt: skip
+        self._enter_mode()
+
+    # -- running ---------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the current graph; same arguments and result as the model.
+
+        Raises:
+            InputError: the inputs do not fit what the graph was captured for.
+        """
+        if self._root.flag.dirty:
+            self._enter_mode()
+        signature = self._program.signature
+        flat = signature.flatten(args, kwargs)
+        return signature.unflatten(self._function(self._root, *flat))
+
+    def recompile(self) -> Any:
+        """Make the graph's function anew after a change of ``graph``."""
+        code = super().recompile()
+        kind = type(self)
+        # fx puts the graph's function and its own __call__ on the class made for this object;
+        # ours go first, and call that function with the root holder for its self.
+        self.__dict__["_function"] = kind.__dict__["forward"]
+        del kind.forward
+        if "__call__" in kind.__dict__:
+            del kind.__call__
+        return code
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training (or eval) mode; captures that mode's graph if there is none yet.
+
+        Raises:
+            UnsupportedError: it was never captured, and the model is not there to capture it from.
+        """
+        before = mode_of(self._root)
+        super().train(mode)
+        self._root.training = mode
+        try:
+            self._enter_mode()
+        except Exception:
+            self._set_mode(before)
+            raise
+        return self
+
+    def _set_mode(self, mode: Mode) -> None:
+        for module, training in zip(modules_of(self._root), mode, strict=True):
+            module.training = training
+        self.training = self._root.training
+        self._enter_mode()
+
+    def _enter_mode(self) -> None:
+        """Make the graph of the holders' mode the current one."""
+        self.training = self._root.training
+        mode = mode_of(self._root)
+        if mode not in self._programs:
+            self._programs[mode] = self._capture()
+        program = self._programs[mode]
+        self._root.flag.dirty = False
+        if program is not self._program:
+            self.__dict__["_program"] = program
+            self.graph = program.graph
+            if any(t.is_meta for t in self.parameters()):
+                return
+            self._calibrate(self._data, self.target.calibration, only_missing=True)
+            self.sync()
+
+    def _capture(self) -> Program:
+        source = self._source
+        if source is None or source.fixed:
+            have = "training" if any(mode[0] for mode in self._programs) else "eval"
+            raise UnsupportedError(
+                f"this model was captured in {have} mode only, and its code is not here to "
+                "capture another",
+                fix="compile the nn.Module, in this process, to switch modes",
+            )
+        return build(source, self._root, self._passes, self._ctx, self._check)
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    @property
+    def target(self) -> Target:
+        """The hardware that it was compiled for."""
+        return self._ctx.target
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of all noise; None: torch's default generator."""
+        return self._ctx.noise.seed
+
+    @property
+    def coverage(self) -> CoverageReport:
+        """What went to the tiles, what stayed digital, and why."""
+        return CoverageReport.of(self.graph)
+
+    @property
+    def tiles(self) -> TileTable:
+        """A TileMapping for each tile array of the current graph."""
+        return TileTable.of(self.graph)
+
+    @property
+    def history(self) -> tuple[Step, ...]:
+        """IR before and after each pass."""
+        return self._program.history
+
+    @property
+    def weights(self) -> WeightMap:
+        """The weights on the tiles, by the name of the layer that uses them first."""
+        return WeightMap(self, {m.layer: self._ctx.arrays[m.array] for m in self.tiles})
+
+    @property
+    def compile_seconds(self) -> tuple[float, float]:
+        """Time that torch.export took, and the passes."""
+        return self._program.capture_seconds, self._program.passes_seconds
+
+    def ir(self) -> str:
+        """Printed form of the current graph: one line a node, with shapes and tiles."""
+        return format_graph(self.graph)
+
+    def __str__(self) -> str:
+        mode = "train" if self.training else "eval"
+        head = f"CompiledModel(target={self.target.name}, mode={mode}): {self.tiles.summary()}"
+        return f"{head}\n{self.ir()}"
+
+    __repr__ = __str__
+
+    # -- weights and tiles -----------------------------------------------------------------------
+
+    def _analog_nodes(self) -> Iterator[tuple[fx.Node, TileMapping]]:
+        for node in self.graph.nodes:
+            if node.op == "call_function" and node.target in OPS:
+                yield node, node.meta[META]
+
+    def _arrays(self) -> Iterator[tuple[str, TileArray]]:
+        for mapping in self.tiles:
+            yield mapping.array, self._ctx.arrays[mapping.array]
+
+    def live_weight(self, array: str) -> Tensor:
+        """The tensor that tile array ``array`` is programmed from."""
+        for node, mapping in self._analog_nodes():
+            if mapping.array == array:
+                return self._value(node.args[1])
+        raise InputError(f"no tile array named {array!r}")
+
+    def _value(self, node: Any) -> Tensor:
+        at: Any = self._root
+        for part in node.target.split("."):
+            at = getattr(at, part)
+        if node.op == "call_module":
+            at = at(*map(self._value, node.args))
+        value: Tensor = at
+        return value
+
+    def sync(self) -> list[str]:
+        """Program again every tile array whose weight changed; returns the layers concerned.
+
+        A forward does this by itself, layer by layer, unless ``auto_sync`` is off.
+        """
+        touched = []
+        for mapping in self.tiles:
+            array = self._ctx.arrays[mapping.array]
+            weight = self.live_weight(mapping.array).detach()
+            if not array.is_current(weight):
+                array.write(weight)
+                touched.append(mapping.layer)
+        return touched
+
+    def program(self, seed: int | None = None) -> None:
+        """Write all weights into the devices once more, with fresh programming noise.
+
+        Args:
+            seed: start the model's noise anew from this seed.
+        """
+        if seed is not None:
+            self._ctx.noise.seed = _checked_seed(seed)
+            for array in self._ctx.arrays.values():
+                array.times_programmed = array.calls = 0
+        for name, array in self._arrays():
+            if not array.spec.is_ideal:
+                array.write(self.live_weight(name).detach())
+
+    @property
+    def auto_sync(self) -> bool:
+        """True: a forward programs changed weights by itself. False: it raises SyncError."""
+        return all(array.auto_sync for array in self._ctx.arrays.values())
+
+    @auto_sync.setter
+    def auto_sync(self, value: bool) -> None:
+        for array in self._ctx.arrays.values():
+            array.auto_sync = value
+
+    # -- converter ranges ------------------------------------------------------------------------
+
+    def calibrate(
+        self,
+        data: Iterable[Any] | None = None,
+        method: str | None = None,
+        percentile: float | None = None,
+    ) -> int:
+        """Choose the calibrated converter ranges from data; returns the number of batches.
+
+        Args:
+            data: inputs, each a tensor, a tuple of positional inputs or a dict of keyword inputs;
+                default: the data given to compile, or the example inputs.
+            method: ``"mse"``, ``"percentile"`` or ``"absmax"``; default: the target's.
+            percentile: for ``method="percentile"``.
+
+        Raises:
+            InputError: no data, or inputs that do not fit the model.
+        """
+        how = self.target.calibration
+        changes = {"method": method, "percentile": percentile}
+        given = {name: value for name, value in changes.items() if value is not None}
+        if given:
+            values = {"method": how.method, "percentile": how.percentile, **given}
+            how = Calibration(**values)  # type: ignore[arg-type]
+        return self._calibrate(self._data if data is None else data, how, only_missing=False)
+
+    def _calibrate(self, data: Iterable[Any] | None, how: Calibration, only_missing: bool) -> int:
+        signature = self._program.signature
+        if data is None and self._source is not None:
+            data = [(self._source.args, self._source.kwargs)]
+        elif data is None:
+            if only_missing:
+                return 0
+            raise InputError("calibrate() needs data: this model has no example inputs")
+        else:
+            data = _Mapped(data, _as_call)
+        batches = _Mapped(data, lambda call: signature.flatten(*call))
+        return calibrate(self.graph, self._root, batches, how, only_missing)
+
+    # -- copies and files ------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write graphs, weights, ranges and tiles to one file that ``analogc.load`` reads."""
+        from .archive import save
+
+        save(self, Path(path))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModel:
+        root, source = copy.deepcopy((self._root, self._source), memo)
+        ctx = copy.copy(self._ctx)
+        ctx.root, ctx.uid = root, new_uid()
+        ctx.noise = copy.copy(ctx.noise)
+        for name in ("array_names", "derived", "first_tile"):
+            setattr(ctx, name, dict(getattr(ctx, name)))
+        ctx.arrays = {
+            name: TileArray(
+                name, f"{ctx.uid}/{name}", array.spec, ctx.noise, array.derived, array.auto_sync,
+                times_programmed=array.times_programmed, calls=array.calls,
+            )
+            for name, array in self._ctx.arrays.items()
+        }  # fmt: skip
+        programs = {
+            mode: Program(
+                _with_keys(program.graph, ctx.arrays), program.signature, program.history,
+                program.capture_seconds, program.passes_seconds,
+            )
+            for mode, program in self._programs.items()
+        }  # fmt: skip
+        new = CompiledModel.__new__(CompiledModel)
+        memo[id(self)] = new
+        held = {name: a.programmed for name, a in self._arrays()
+                if a.programmed is not None and a.is_current(self.live_weight(name).detach())}  # fmt: skip
+        counts = {name: (a.times_programmed, a.calls) for name, a in ctx.arrays.items()}
+        CompiledModel.__init__(new, root, ctx, programs, self._passes, source, self._data,
+                               self._check)  # fmt: skip
+        for name, content in held.items():
+            ctx.arrays[name].adopt(new.live_weight(name).detach(), content)
+        for name, (programmed, calls) in counts.items():
+            ctx.arrays[name].times_programmed, ctx.arrays[name].calls = programmed, calls
+        return new
+
+    def __copy__(self) -> CompiledModel:
+        raise UnsupportedError(
+            "a shallow copy of a compiled model would share its tiles", fix="use copy.deepcopy"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from .archive import to_bytes
+
+        return _from_pickle, (to_bytes(self),)
+
+
+def _from_pickle(data: bytes) -> CompiledModel:
+    from .archive import from_file
+
+    return from_file(io.BytesIO(data))
+
+
+def new_uid() -> str:
+    """Prefix for tile array keys that no other model has, in any process."""
+    return secrets.token_hex(6)
+
+
+def _checked_seed(seed: object) -> int:
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise InputError(f"seed must be an int, got {seed!r}")
+    return seed
+
+
+def _with_keys(graph: fx.Graph, arrays: dict[str, TileArray]) -> fx.Graph:
+    new = copy.deepcopy(graph)
+    for node in new.nodes:
+        if node.op == "call_function" and node.target in OPS:
+            node.args = (*node.args[:-1], arrays[node.meta[META].array].key)
+    return new
+
+
+def _as_call(item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A calibration item as positional and keyword inputs."""
+    if isinstance(item, dict):
+        return (), item
+    if isinstance(item, list | tuple):
+        return tuple(item), {}
+    return (item,), {}
+
+
+class _Mapped:
+    """``map`` over data that keeps its length, for progress bars."""
+
+    def __init__(self, items: Iterable[Any], fn: Callable[[Any], Any]) -> None:
+        self.items = items
+        self.fn = fn
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.fn, self.items)
+
+    def __length_hint__(self) -> int:
+        return operator.length_hint(self.items)

@@ -1,0 +1,132 @@
+"""The printed form of a graph: one stable line a node, with shapes and tiles."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..passes.base import META, module_path
+from ..passes.select_analog import Analog
+from ..runtime.mapping import Digital, TileMapping
+from ..runtime.ops import NAMES
+
+_SHORT = {
+    torch.float64: "f64", torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16",
+    torch.int64: "i64", torch.int32: "i32", torch.int16: "i16", torch.int8: "i8",
+    torch.uint8: "u8", torch.bool: "b8", torch.complex64: "c64", torch.complex128: "c128",
+}  # fmt: skip
+_OPS = {getattr(torch.ops.analogc, name).default: name for name in NAMES}
+
+
+class Symbols:
+    """Short names s0, s1, ... for symbolic sizes, in the order in which they appear."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, str] = {}
+
+    def text(self, size: Any) -> str:
+        """Text of a size."""
+        if isinstance(size, int):
+            return str(size)
+        return re.sub(
+            r"\b[su]\d+\b",
+            lambda m: self.names.setdefault(m.group(), f"s{len(self.names)}"),
+            str(size),
+        )
+
+
+def format_graph(graph: fx.Graph) -> str:
+    """Text of ``graph``; parameters are written where they are used, as ``@name``."""
+    symbols = Symbols()
+    lines = [_line(node, symbols) for node in graph.nodes if node.op != "get_attr"]
+    width = max((len(left) for left, _ in lines), default=0)
+    return "\n".join(f"{left:<{min(width, 44)}} = {right}" for left, right in lines)
+
+
+def _line(node: fx.Node, symbols: Symbols) -> tuple[str, str]:
+    if node.op == "output":
+        return "output", _argument(node.args[0], symbols)
+    left = f"%{node.name}: {_type(node.meta.get('val'), symbols)}"
+    if node.op == "placeholder":
+        return left, "input"
+    mapping = node.meta.get(META)
+    args = [_argument(arg, symbols) for arg in node.args]
+    if node.target in _OPS:
+        args = args[:3] + _conv_arguments(node, symbols)
+        name = f"analogc.{_OPS[node.target]}"
+    elif node.op == "call_module":
+        name = "derive"
+    else:
+        name = str(getattr(node.target, "__name__", node.target))
+        if isinstance(node.target, torch._ops.OpOverload):
+            name = str(node.target).removesuffix(".default")
+    args += [f"{key}={_argument(value, symbols)}" for key, value in node.kwargs.items()]
+    return left, f"{name}({', '.join(args)})" + _note(mapping) + _place(node)
+
+
+def _conv_arguments(node: fx.Node, symbols: Symbols) -> list[str]:
+    rest = node.args[5:-2]
+    names = ("stride", "padding", "dilation", "groups")
+    return [f"{n}={_argument(v, symbols)}" for n, v in zip(names, rest, strict=False)]
+
+
+def _argument(value: Any, symbols: Symbols) -> str:
+    if isinstance(value, fx.Node):
+        return f"@{value.target}" if value.op == "get_attr" else f"%{value.name}"
+    if isinstance(value, list | tuple):
+        inner = ", ".join(_argument(item, symbols) for item in value)
+        return f"[{inner}]" if isinstance(value, list) else f"({inner})"
+    if isinstance(value, str):
+        return json.dumps(value)
+    return str(value).removeprefix("torch.")
+
+
+def _type(value: Any, symbols: Symbols) -> str:
+    if isinstance(value, Tensor):
+        sizes = ", ".join(symbols.text(size) for size in value.shape)
+        return f"{_SHORT.get(value.dtype, str(value.dtype))}[{sizes}]"
+    if isinstance(value, list | tuple):
+        return "(" + ", ".join(_type(item, symbols) for item in value) + ")"
+    if isinstance(value, torch.SymInt):
+        return symbols.text(value)
+    return type(value).__name__
+
+
+def _note(record: object) -> str:
+    if isinstance(record, TileMapping):
+        rows, cols = record.grid
+        groups = f"{record.groups}x" if record.groups > 1 else ""
+        ids = record.tile_ids
+        tiles = f"t{ids.start}" if len(ids) == 1 else f"t{ids.start}..t{ids.stop - 1}"
+        return (
+            f"  {{{groups}{rows}x{cols} of {record.tile_rows}x{record.tile_cols}, "
+            f"rows {_blocks(record.row_bounds)}, cols {_blocks(record.col_bounds)}, {tiles}, "
+            f"{100 * record.utilisation:.1f} % used}}"
+        )
+    if isinstance(record, Analog):
+        return "  {analog}"
+    if isinstance(record, Digital) and (record.macs or record.rule != "rule"):
+        return f"  {{digital: {record.reason}}}"
+    return ""
+
+
+def _blocks(bounds: tuple[int, ...]) -> str:
+    sizes = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts: list[str] = []
+    i = 0
+    while i < len(sizes):
+        j = i
+        while j < len(sizes) and sizes[j] == sizes[i]:
+            j += 1
+        parts.append(f"{sizes[i]}" if j - i == 1 else f"{j - i}x{sizes[i]}")
+        i = j
+    return "+".join(parts)
+
+
+def _place(node: fx.Node) -> str:
+    path = module_path(node)
+    return f"  # {path}" if path else ""

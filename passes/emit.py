@@ -1,0 +1,63 @@
+"""Make graph nodes that carry their fake tensor from the start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from .base import inherit
+
+
+def fake_mode(graph: fx.Graph) -> FakeTensorMode:
+    """The mode that the graph's fake tensors belong to."""
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, FakeTensor):
+            return value.fake_mode
+    return FakeTensorMode()
+
+
+def value_of(arg: Any) -> Any:
+    """Example value of an argument: a node's fake tensor, anything else as it is."""
+    return arg.meta["val"] if isinstance(arg, fx.Node) else arg
+
+
+class Emitter:
+    """Inserts call_function nodes before an anchor, in the anchor's name."""
+
+    def __init__(self, anchor: fx.Node, by: str) -> None:
+        self.anchor = anchor
+        self.by = by
+        self.mode = fake_mode(anchor.graph)
+
+    def call(self, target: Callable[..., Any], *args: Any) -> fx.Node:
+        """New node ``target(*args)``."""
+        graph = self.anchor.graph
+        with graph.inserting_before(self.anchor):
+            node = graph.call_function(target, args)
+        node.meta["val"] = evaluate(self.mode, target, args)
+        inherit(node, self.anchor, self.by)
+        return node
+
+    def replace(self, new: fx.Node) -> None:
+        """Let ``new`` take the anchor's place."""
+        take_place(new, self.anchor)
+
+
+def take_place(new: fx.Node, old: fx.Node) -> None:
+    """Erase ``old`` and give ``new`` its users and its name."""
+    graph, name = old.graph, old.name
+    old.replace_all_uses_with(new)
+    graph.erase_node(old)
+    graph._graph_namespace._rename_object(new, name)
+    new.name = name
+
+
+def evaluate(mode: FakeTensorMode, target: Callable[..., Any], args: Any) -> Any:
+    """Result of ``target`` on the fake values of ``args``."""
+    with mode, torch.no_grad():
+        return target(*fx.node.map_arg(args, value_of))

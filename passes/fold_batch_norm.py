@@ -1,0 +1,88 @@
+"""Fold a batch norm in eval mode into the linear or conv before it.
+
+The folded weight is an expression of the live parameters and statistics, not a copy:
+
+    W' = W · s      b' = (b - mean) · s + beta      s = gamma / sqrt(var + eps)
+
+It is written as graph nodes, in float64 so that folding costs one rounding, and ``derive-weights``
+makes it a weight that is evaluated only when one of its sources changed. Runs after canonicalize.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from .base import Pass, PassContext, PassResult, finish
+from .canonicalize import CONVS, LINEAR
+from .emit import Emitter
+from .stationary import stationary_nodes
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, slots=True)
+class FoldBatchNorm(Pass):
+    """Fold ``batch_norm(conv(x))`` and ``batch_norm(linear(x))`` of eval graphs."""
+
+    name: ClassVar[str] = "fold-batch-norm"
+
+    def __call__(self, module: fx.GraphModule, ctx: PassContext) -> PassResult:
+        """Transform ``module`` in place."""
+        fixed = stationary_nodes(module.graph)
+        modified = False
+        for node in list(module.graph.nodes):
+            if node.op == "call_function" and node.target is aten.batch_norm.default:
+                modified |= _fold(node, fixed)
+        return finish(module, modified)
+
+
+def _fold(norm: fx.Node, fixed: set[fx.Node]) -> bool:
+    before, gamma, beta, mean, var, training = norm.args[:6]
+    eps = norm.args[7]
+    if training or not isinstance(before, fx.Node) or len(before.users) != 1:
+        return False
+    statistics = [arg for arg in (gamma, beta, mean, var) if arg is not None]
+    if mean is None or var is None or not all(arg in fixed for arg in statistics):
+        return False
+    if before.target is LINEAR:
+        if before.meta["val"].dim() != 2:
+            return False
+    elif before.target not in CONVS or before.meta["val"].dim() != CONVS[before.target] + 2:
+        return False
+    weight = before.args[1]
+    bias = before.args[2] if len(before.args) > 2 else None
+    if weight not in fixed or not (bias is None or bias in fixed):
+        return False
+    assert isinstance(weight, fx.Node), "a layer has a tensor weight"
+
+    emit = Emitter(norm, FoldBatchNorm.name)
+    dtype = weight.meta["val"].dtype
+
+    def wide(value: object) -> fx.Node:
+        return emit.call(aten.to.dtype, value, torch.float64)
+
+    scale = emit.call(aten.rsqrt.default, emit.call(aten.add.Scalar, wide(var), eps))
+    if gamma is not None:
+        scale = emit.call(aten.mul.Tensor, scale, wide(gamma))
+    column = emit.call(aten.view.default, scale, [-1] + [1] * (weight.meta["val"].dim() - 1))
+    new_weight = emit.call(aten.mul.Tensor, wide(weight), column)
+    shift = emit.call(aten.neg.default, wide(mean))
+    if bias is not None:
+        shift = emit.call(aten.add.Tensor, shift, wide(bias))
+    new_bias = emit.call(aten.mul.Tensor, shift, scale)
+    if beta is not None:
+        new_bias = emit.call(aten.add.Tensor, new_bias, wide(beta))
+    args = list(before.args) + [None] * (3 - len(before.args))
+    args[1] = emit.call(aten.to.dtype, new_weight, dtype)
+    args[2] = emit.call(aten.to.dtype, new_bias, dtype)
+    folded = emit.call(before.target, *args)  # type: ignore[arg-type]
+    # The layer keeps its own place in the model; the batch norm only lent it its scale.
+    for key in ("nn_module_stack", "stack_trace"):
+        if key in before.meta:
+            folded.meta[key] = before.meta[key]
+    emit.replace(folded)
+    return True

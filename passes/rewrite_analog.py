@@ -1,0 +1,72 @@
+"""Replace every mapped layer by its analogc:: operator.
+
+The operator carries its settings as text and the key of its tile array; converter ranges become
+buffers beside the model. Runs after map-tiles and derive-weights.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from ..runtime.mapping import TileMapping
+from ..runtime.ranges import RangeTable
+from ..runtime.spec import LayerSpec
+from ..runtime.tiles import TileArray
+from .base import META, Pass, PassContext, PassResult, finish, inherit
+from .derive_weights import HOME
+from .emit import fake_mode, take_place
+
+
+@dataclass(frozen=True, slots=True)
+class RewriteAnalog(Pass):
+    """``aten.linear`` / ``aten.convNd`` with a TileMapping becomes ``analogc.linear`` / ``convNd``."""
+
+    name: ClassVar[str] = "rewrite-analog"
+
+    def __call__(self, module: fx.GraphModule, ctx: PassContext) -> PassResult:
+        """Transform ``module`` in place; makes tile arrays and range buffers."""
+        modified = False
+        uses: dict[str, int] = {}
+        for node in list(module.graph.nodes):
+            mapping = node.meta.get(META)
+            if isinstance(mapping, TileMapping):
+                uses[mapping.array] = uses.get(mapping.array, 0) + 1
+                _rewrite(node, mapping, uses[mapping.array], ctx)
+                modified = True
+        return finish(module, modified)
+
+
+def _rewrite(node: fx.Node, mapping: TileMapping, use: int, ctx: PassContext) -> None:
+    spec = LayerSpec.of(ctx.target, mapping.row_bounds)
+    weight = node.args[1]
+    assert isinstance(weight, fx.Node), "a layer has a tensor weight"
+    array = ctx.arrays.get(mapping.array)
+    if array is None:
+        array = ctx.arrays[mapping.array] = TileArray(
+            mapping.array, f"{ctx.uid}/{mapping.array}", spec, ctx.noise,
+            derived=weight.op != "get_attr",
+        )  # fmt: skip
+    graph = node.graph
+    mode = fake_mode(graph)
+    table = ctx.root.get_submodule(f"{HOME}.ranges")
+    assert isinstance(table, RangeTable), "the root holds a range table"
+    name = re.sub(r"\W", "_", mapping.array if use == 1 else f"{mapping.array}@{use}")
+    buffers = table.add(name, spec, mapping.weight_shape[0], weight.meta["val"].device)
+    ranges: list[fx.Node | None] = []
+    with graph.inserting_before(node):
+        for buffer in buffers:
+            ranges.append(None if buffer is None else graph.get_attr(f"{HOME}.ranges.{buffer}"))
+            if ranges[-1] is not None:
+                ranges[-1].meta["val"] = mode.from_tensor(table.get_buffer(str(buffer)))
+        args = list(node.args) + [None] * (3 - len(node.args))
+        op = getattr(torch.ops.analogc, mapping.op).default
+        new = graph.call_function(op, (*args[:3], *ranges, *args[3:], spec.to_text(), array.key))
+    new.meta["val"] = node.meta["val"]
+    new.meta[META] = mapping
+    inherit(new, node, RewriteAnalog.name)
+    take_place(new, node)

@@ -1,0 +1,252 @@
+"""Decide what goes to the tiles, and record why the rest stays digital.
+
+Analog is every linear and conv whose weight is a pure function of parameters, unless the user says
+no. Every other compute node gets a Digital record with its reason; nothing is skipped silently.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from ..runtime.mapping import Digital
+from .base import META, Pass, PassContext, PassResult, module_path
+from .canonicalize import CONVS, LINEAR
+from .stationary import expression_key, leaves, stationary_nodes
+
+aten = torch.ops.aten
+
+PRODUCTS = {
+    aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default,
+    aten.addmm.default, aten.baddbmm.default, aten.einsum.default, aten.bilinear.default,
+    aten.scaled_dot_product_attention.default,
+    aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input,
+    aten.convolution.default, aten.lstm.input, aten.gru.input, aten.rnn_tanh.input,
+    aten.rnn_relu.input, aten.lstm_cell.default, aten.gru_cell.default,
+}  # fmt: skip
+"""Multiply-accumulate work besides linear and conv."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInfo:
+    """What a user's predicate sees of a layer that could go to the tiles."""
+
+    name: str
+    """Name of the layer, from its weight's parameter."""
+    op: str
+    """``linear``, ``conv1d``, ``conv2d`` or ``conv3d``."""
+    module: str
+    """Path of the module whose forward makes the call."""
+    module_type: str
+    """Class name of that module."""
+    weight_shape: tuple[int, ...]
+    groups: int
+    macs: int
+    """Multiply-accumulates of one call at the example shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class Analog:
+    """Record of a node that was selected and not mapped yet."""
+
+    info: LayerInfo
+    array: str
+    """Name of its weight; equal for all uses of one weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelectAnalog(Pass):
+    """Annotate every compute node with an Analog or a Digital record."""
+
+    name: ClassVar[str] = "select-analog"
+
+    def __call__(self, module: fx.GraphModule, ctx: PassContext) -> PassResult:
+        """Annotate ``module``; the graph itself is left as it is."""
+        fixed = stationary_nodes(module.graph)
+        names = _Names(ctx)
+        for node in module.graph.nodes:
+            if node.op == "call_function" and node not in fixed:
+                record = _record(node, fixed, names, ctx)
+                if record is not None:
+                    node.meta[META] = record
+        return PassResult(module, False)
+
+
+def _record(
+    node: fx.Node, fixed: set[fx.Node], names: _Names, ctx: PassContext
+) -> Analog | Digital | None:
+    path = module_path(node)
+    if not is_compute(node):
+        return None
+    is_layer = node.target is LINEAR or node.target in CONVS
+    macs = count_macs(node)
+    if not is_layer and node.target not in PRODUCTS:
+        return Digital("rule", "no multiply with a weight", 0, path)
+    operands = [arg for arg in node.all_input_nodes if arg in fixed]
+    if not is_layer:
+        if not operands:
+            return Digital("rule", "activation x activation: nothing to store", macs, path)
+        what = str(node.target).removesuffix(".default")
+        return Digital("unsupported", f"{what} has no analog form yet", macs, path)
+    weight = node.args[1]
+    assert isinstance(weight, fx.Node), "a layer has a tensor weight"
+    if weight not in fixed:
+        mutable = any(leaf.op == "get_attr" for leaf in leaves(weight))
+        reason = (
+            "its weight changes within a forward"
+            if mutable and not _placeholders(weight)
+            else "activation x activation: nothing to store"
+        )
+        return Digital("rule", reason, macs, path)
+    info = _info(node, weight, names, path, macs)
+    if ctx.select is not None and not ctx.select(info):
+        return Digital("choice", "kept digital by select=", macs, path)
+    return Analog(info, names.array(weight))
+
+
+def _placeholders(node: fx.Node) -> bool:
+    stack, seen = [node], {node}
+    while stack:
+        at = stack.pop()
+        if at.op == "placeholder":
+            return True
+        for arg in at.all_input_nodes:
+            if arg not in seen:
+                seen.add(arg)
+                stack.append(arg)
+    return False
+
+
+def is_compute(node: fx.Node) -> bool:
+    """True for nodes that compute something, as against views, sizes and bookkeeping."""
+    if node.target is operator.getitem or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    if not isinstance(node.meta.get("val"), torch.Tensor | tuple | list):
+        return False
+    returns = node.target._schema.returns
+    return not (returns and all(r.alias_info is not None for r in returns)) and (
+        node.target.namespace != "aten" or node.target._schema.name not in _BOOKKEEPING
+    )
+
+
+_BOOKKEEPING = {
+    "aten::reshape", "aten::contiguous", "aten::flatten", "aten::to", "aten::dropout",
+    "aten::clone", "aten::lift_fresh_copy", "aten::_assert_tensor_metadata", "aten::sym_size",
+}  # fmt: skip
+
+
+def _info(
+    node: fx.Node, weight: fx.Node, names: _Names, path: str, macs: int
+) -> LayerInfo:
+    stack = node.meta.get("nn_module_stack") or {}
+    kind = next(reversed(stack.values()))[1] if stack else ""
+    kind = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
+    op = "linear" if node.target is LINEAR else f"conv{CONVS[node.target]}d"  # type: ignore[index]
+    groups = 1 if op == "linear" else node.args[6]
+    assert isinstance(groups, int), "groups is a number"
+    return LayerInfo(
+        names.use(weight),
+        op,
+        path,
+        kind.rpartition(".")[2],
+        tuple(int(size) for size in weight.meta["val"].shape),
+        groups,
+        macs,
+    )
+
+
+class _Names:
+    """Names of weights and of their uses.
+
+    A weight is named after its largest parameter; another weight of the same parameter gets
+    ``~2``, a second use of the same weight ``@2``.
+    """
+
+    def __init__(self, ctx: PassContext) -> None:
+        self.known: dict[fx.Node, str] = {}
+        self.ctx = ctx
+        self.uses: Counter[str] = Counter()
+        self.layers: dict[str, str] = {}
+        self.bases: Counter[str] = Counter()
+
+    def array(self, weight: fx.Node) -> str:
+        """Name of the tile array of ``weight``, the same in every graph of a model."""
+        key = expression_key(weight, self.known)
+        names = self.ctx.array_names
+        if key not in names:
+            base, taken = base_name(weight), set(names.values())
+            number = next(i for i in range(1, len(taken) + 2) if _numbered(base, i) not in taken)
+            names[key] = _numbered(base, number)
+        return names[key]
+
+    def use(self, weight: fx.Node) -> str:
+        """Name of one more use of ``weight`` in this graph."""
+        key = expression_key(weight, self.known)
+        if key not in self.layers:
+            base = base_name(weight)
+            self.bases[base] += 1
+            self.layers[key] = _numbered(base, self.bases[base])
+        self.uses[key] += 1
+        name = self.layers[key]
+        return name if self.uses[key] == 1 else f"{name}@{self.uses[key]}"
+
+
+def _numbered(base: str, number: int) -> str:
+    return base if number == 1 else f"{base}~{number}"
+
+
+def base_name(weight: fx.Node) -> str:
+    """Name of the parameter that a weight is, or is mostly, made of, without ``.weight``."""
+    sources = leaves(weight)
+    if not sources:
+        return "constant"
+    largest = max(sources, key=lambda node: int(node.meta["val"].numel()))
+    name = re.sub(r"\.parametrizations\.(\w+)\.original\d*$", r".\1", str(largest.target))
+    name = re.sub(r"\.weight_[gv]$", ".weight", name)
+    return name.removesuffix(".weight") or name
+
+
+def _hint(size: Any) -> int:
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+
+
+def count_macs(node: fx.Node) -> int:
+    """Multiply-accumulates of a node at the example shape; 0 if it is no product."""
+    out = node.meta.get("val")
+    shapes = [
+        [_hint(size) for size in arg.meta["val"].shape]
+        for arg in node.all_input_nodes
+        if isinstance(arg.meta.get("val"), torch.Tensor)
+    ]
+    if not isinstance(out, torch.Tensor) or len(shapes) < 2:
+        return 0
+    results = 1
+    for size in out.shape:
+        results *= _hint(size)
+    if node.target is LINEAR:
+        return results * shapes[0][-1]
+    if node.target in CONVS or "conv" in str(node.target):
+        weight = node.args[1]
+        assert isinstance(weight, fx.Node), "a convolution has a tensor weight"
+        sizes = [_hint(size) for size in weight.meta["val"].shape]
+        if "transpose" in str(node.target):
+            results = 1
+            for size in shapes[0]:
+                results *= size
+        macs = results
+        for size in sizes[1:]:
+            macs *= size
+        return macs
+    if node.target is aten.scaled_dot_product_attention.default:
+        return results * shapes[1][-2] * 2
+    if node.target in (aten.addmm.default, aten.baddbmm.default):
+        return results * shapes[-2][-1]
+    if node.target in PRODUCTS:
+        return results * shapes[0][-1]
+    return 0

@@ -1,0 +1,127 @@
+"""Which nodes are pure functions of parameters, buffers and constants: what a tile can hold."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+_NORMS_WITH_STATISTICS = {
+    aten.batch_norm.default: (3, 4, 5),
+    aten.instance_norm.default: (3, 4, 5),
+}
+_TRANSPOSES = {aten.t.default, aten.transpose.int, aten.permute.default, aten.numpy_T.default}
+
+
+def stationary_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes whose value changes only when a parameter or buffer is written from outside.
+
+    A buffer that the graph itself writes (running statistics in training mode) is not stationary,
+    nor is anything computed from it, nor anything random.
+    """
+    written = _written(graph)
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            if node not in written:
+                found.add(node)
+        elif (
+            node.op == "call_function"
+            and node not in written
+            and _is_pure(node.target)
+            and all(arg in found for arg in node.all_input_nodes)
+        ):
+            found.add(node)
+    return found
+
+
+def _is_pure(target: Any) -> bool:
+    if target is operator.getitem:
+        return True
+    return (
+        isinstance(target, torch._ops.OpOverload)
+        and not target._schema.is_mutable
+        and torch.Tag.nondeterministic_seeded not in target.tags
+    )
+
+
+def _written(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes whose memory some node of the graph may write."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        for arg in _writes(node):
+            stack = [arg]
+            while stack:
+                at = stack.pop()
+                if at in found:
+                    continue
+                found.add(at)
+                stack.extend(at.all_input_nodes)
+    return found
+
+
+def _writes(node: fx.Node) -> list[fx.Node]:
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return []
+    where = _NORMS_WITH_STATISTICS.get(node.target)
+    if where is not None:
+        *statistics, training = (node.args[i] for i in where)
+        return [arg for arg in statistics if training and isinstance(arg, fx.Node)]
+    out = []
+    for i, arg in enumerate(node.target._schema.arguments):
+        if arg.alias_info is None or not arg.alias_info.is_write:
+            continue
+        value = node.args[i] if i < len(node.args) else node.kwargs.get(arg.name)
+        out.extend(item for item in _flat(value) if isinstance(item, fx.Node))
+    return out
+
+
+def _flat(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def without_transpose(node: fx.Node) -> fx.Node | None:
+    """The node that ``node`` is the 2-D transpose of, if it is one."""
+    if node.op != "call_function" or node.target not in _TRANSPOSES:
+        return None
+    base = node.args[0]
+    assert isinstance(base, fx.Node), "a transpose has a tensor operand"
+    if base.meta["val"].dim() != 2 or node.meta["val"].dim() != 2:
+        return None
+    if node.target is aten.transpose.int:
+        turned = (int(str(node.args[1])) - int(str(node.args[2]))) % 2 == 1
+    elif node.target is aten.permute.default:
+        turned = [d % 2 for d in _flat(node.args[1])] == [1, 0]
+    else:
+        turned = True
+    return base if turned else None
+
+
+def leaves(node: fx.Node) -> list[fx.Node]:
+    """The get_attr nodes that a stationary node is computed from, in graph order of discovery."""
+    found: dict[fx.Node, None] = {}
+    stack, seen = [node], {node}
+    while stack:
+        at = stack.pop()
+        if at.op == "get_attr":
+            found[at] = None
+        for arg in reversed(at.all_input_nodes):
+            if arg not in seen:
+                seen.add(arg)
+                stack.append(arg)
+    return list(found)
+
+
+def expression_key(node: fx.Node, known: dict[fx.Node, str] | None = None) -> str:
+    """Text that is equal for structurally equal expressions of the same parameters."""
+    known = {} if known is None else known
+    if node not in known:
+        if node.op == "get_attr":
+            known[node] = str(node.target)
+        else:
+            args = fx.node.map_arg((node.args, node.kwargs), lambda arg: expression_key(arg, known))
+            known[node] = f"{node.target}{args}"
+    return known[node]

@@ -1,0 +1,205 @@
+"""Converter ranges from data: one pass over it, digital, with a histogram at every converter."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from . import tiles
+from .devices import IdealDevice
+from .errors import InputError
+from .histogram import Histogram
+from .mapping import TileMapping
+from .mvm import Geometry, geometry
+from .noise import NoiseKey
+from .ops import NAMES, digital
+from .spec import LayerSpec, parse
+from .target import Calibration
+
+_OPS = {getattr(torch.ops.analogc, name).default: name for name in NAMES}
+
+
+class _Observer:
+    """Magnitudes at the converters of one layer, in units of the layer's input."""
+
+    def __init__(self, spec: LayerSpec, args: Sequence[Any]) -> None:
+        weight = args[1]
+        self.spec = spec
+        between = ((), (), (), 1) if weight.dim() == 2 else args[5:9]
+        self.mvm: Geometry = geometry(spec, weight.shape, *between)
+        exact = dataclasses.replace(spec, device=IdealDevice())
+        self.tiles = tiles.program(weight, exact, NoiseKey(0, "", 0))
+        blocks, device = len(spec.blocks), weight.device
+        self.inputs = Histogram(blocks, device)
+        per_column = spec.adc is not None and spec.adc.per_column
+        self.series = weight.shape[0] if per_column else 1
+        self.sums = Histogram(blocks * self.series, device, 256 if per_column else 2048)
+
+    def add(self, x: Tensor, dims: int) -> None:
+        """Count one batch of inputs of a layer whose weight has ``dims`` dims."""
+        x = x.to(self.tiles.scale.dtype)
+        if dims > 2 and x.dim() == dims - 1:
+            x = x.unsqueeze(0)
+        inputs, sums = [], []
+        for r, weight in enumerate(self.tiles.blocks):
+            part = self.mvm.take(x, r)
+            inputs.append(part)
+            if self.spec.adc is None or self.spec.adc.range != "calibrated":
+                continue
+            if self.spec.dynamic:
+                part = part / self.mvm.peak(part)
+            p = self.mvm.finish(self.mvm.multiply(part, weight, r))
+            column = p.dim() - 1 if dims == 2 else 1
+            sums.append(p.movedim(column, 0).reshape(self.series, -1))
+        if self.spec.dac is not None and self.spec.dac.range == "calibrated":
+            for r, part in enumerate(inputs):
+                _add_one(self.inputs, r, part.reshape(1, -1))
+        if sums:
+            self.sums.add(torch.cat(sums))
+
+    def choose(
+        self, how: Calibration, input_range: Tensor | None, adc_range: Tensor | None
+    ) -> bool:
+        """Fill in the calibrated ranges; False if the data was all zero somewhere."""
+        alive = True
+        dac, adc = self.spec.dac, self.spec.adc
+        if dac is not None and dac.range == "calibrated":
+            assert input_range is not None, "a calibrated DAC has a range buffer"
+            found = self.inputs.choose(how, dac.levels)
+            alive &= bool((found > 0).all())
+            input_range.copy_(torch.where(found > 0, found, torch.ones_like(found)))
+        if adc is not None and adc.range == "calibrated":
+            assert adc_range is not None, "a calibrated ADC has a range buffer"
+            found = self.sums.choose(how, adc.levels).view(adc_range.shape).to(adc_range.dtype)
+            if input_range is not None:
+                found = found / (input_range[:, None] if found.dim() == 2 else input_range)
+            # A column that never saw a signal converts zero, whatever its range.
+            adc_range.copy_(torch.where(found > 0, found, torch.ones_like(found)))
+        return alive
+
+
+def _add_one(histogram: Histogram, series: int, values: Tensor) -> None:
+    # Row blocks may have different numbers of inputs, so each is counted on its own.
+    one = Histogram(1, values.device, histogram.bins)
+    for name in ("counts", "limit", "peak"):
+        setattr(one, name, getattr(histogram, name)[series : series + 1])
+    one.add(values)
+    for name in ("counts", "limit", "peak"):
+        getattr(histogram, name)[series] = getattr(one, name)[0]
+
+
+class _Interpreter(fx.Interpreter):
+    """Runs the graph digitally and shows every analog layer's input to its observer."""
+
+    def __init__(self, graph: fx.Graph, root: torch.nn.Module, watched: set[fx.Node]) -> None:
+        super().__init__(root, graph=graph)  # type: ignore[arg-type]
+        self.watched = watched
+        self.observers: dict[fx.Node, _Observer] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op != "call_function" or n.target not in _OPS:
+            return super().run_node(n)
+        args, _ = self.fetch_args_kwargs_from_env(n)
+        if n in self.watched:
+            if n not in self.observers:
+                self.observers[n] = _Observer(parse(args[-2]), args)
+            self.observers[n].add(args[0], args[1].dim())
+        return digital(_OPS[n.target], args)
+
+
+def calibrate(
+    graph: fx.Graph,
+    root: torch.nn.Module,
+    batches: Iterable[Sequence[Any]],
+    how: Calibration,
+    only_missing: bool = False,
+) -> int:
+    """Set the calibrated converter ranges of ``graph`` from data; returns the number of batches.
+
+    The model runs digitally. Its buffers and torch's random state are left as they were.
+
+    Args:
+        graph: rewritten graph.
+        root: what its ``get_attr`` nodes refer to.
+        batches: flat inputs of the graph, one sequence for each batch.
+        how: rule that chooses a range.
+        only_missing: leave ranges alone that were calibrated before.
+
+    Raises:
+        InputError: there is no batch.
+    """
+    watched = {
+        node
+        for node in graph.nodes
+        if node.op == "call_function" and node.target in _OPS
+        and _needs_data(parse(node.args[-2])) and not (only_missing and _is_set(root, node))
+    }  # fmt: skip
+    if not watched:
+        return 0
+    interpreter = _Interpreter(graph, root, watched)
+    saved = [(b, b.detach().clone()) for b in root.buffers() if not b.is_meta]
+    devices = {b.device for b in root.parameters() if b.device.type == "cuda"}
+    count = 0
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+            for batch in with_progress(batches, "calibrating"):
+                interpreter.run(*batch, enable_io_processing=False)
+                count += 1
+    finally:
+        with torch.no_grad():
+            for buffer, value in saved:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+    if count == 0:
+        raise InputError(
+            "calibration data is empty", fix="pass at least one batch, or none to use the examples"
+        )
+    silent = []
+    with torch.no_grad():
+        for node, observer in interpreter.observers.items():
+            ranges = [_buffer(root, node.args[i]) for i in (3, 4)]
+            if not observer.choose(how, ranges[0], ranges[1]):
+                mapping: TileMapping = node.meta["analogc"]
+                silent.append(mapping.layer)
+    if silent:
+        warnings.warn(
+            f"calibration data is zero at the input of {', '.join(silent)}: range 1 is used there",
+            stacklevel=2,
+        )
+    return count
+
+
+def _needs_data(spec: LayerSpec) -> bool:
+    return any(c is not None and c.range == "calibrated" for c in (spec.dac, spec.adc))
+
+
+def _is_set(root: torch.nn.Module, node: fx.Node) -> bool:
+    ranges = [_buffer(root, node.args[i]) for i in (3, 4)]
+    return not any(value is not None and bool(value.isnan().any()) for value in ranges)
+
+
+def _buffer(root: torch.nn.Module, node: Any) -> Tensor | None:
+    if node is None:
+        return None
+    value: Tensor = root.get_buffer(node.target)
+    return value
+
+
+def with_progress(items: Iterable[Any], what: str) -> Iterator[Any]:
+    """Pass ``items`` on, with a progress bar on a terminal if it takes longer than a moment."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    total = operator.length_hint(items) or None
+    console = Console(stderr=True)
+    yield from track(items, what, total=total, console=console, transient=True)

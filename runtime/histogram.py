@@ -1,0 +1,83 @@
+"""Histograms of magnitudes that grow with their data, and the converter range that suits them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .target import Calibration
+
+BINS = 2048
+_MOST = 1 << 18
+_CANDIDATES = 256
+
+
+class Histogram:
+    """Magnitudes of several series of values, each series with its own bins from 0 to its limit."""
+
+    def __init__(self, series: int, device: torch.device, bins: int = BINS) -> None:
+        self.bins = bins
+        self.counts = torch.zeros(series, bins, dtype=torch.float64, device=device)
+        self.limit = torch.zeros(series, dtype=torch.float64, device=device)
+        self.peak = torch.zeros(series, dtype=torch.float64, device=device)
+
+    def add(self, values: Tensor) -> None:
+        """Count ``values`` ``[series, M]``; of very many, an even sample (the peak is exact)."""
+        if values.shape[1] == 0:
+            return
+        size = values.detach().abs().to(torch.float64)
+        peak = size.amax(dim=1)
+        self.peak = torch.maximum(self.peak, peak)
+        self._grow(peak)
+        step = -(-size.shape[1] // _MOST) | 1
+        size = size[:, ::step]
+        index = (size * (self.bins / self.limit[:, None])).long().clamp_(max=self.bins - 1)
+        index += torch.arange(len(index), device=index.device)[:, None] * self.bins
+        found = torch.bincount(index.flatten(), minlength=self.counts.numel())
+        self.counts += found.view_as(self.counts)
+
+    def _grow(self, peak: Tensor) -> None:
+        first = self.limit == 0
+        self.limit = torch.where(first & (peak > 0), peak, self.limit)
+        self.limit = torch.where(self.limit == 0, torch.full_like(peak, 1e-30), self.limit)
+        while bool((low := self.limit < peak).any()):
+            merged = self.counts.unflatten(1, (-1, 2)).sum(-1)
+            wider = torch.cat([merged, torch.zeros_like(merged)], dim=1)
+            self.counts = torch.where(low[:, None], wider, self.counts)
+            self.limit = torch.where(low, self.limit * 2, self.limit)
+
+    def choose(self, how: Calibration, levels: int) -> Tensor:
+        """Range of each series for a converter of ``levels`` steps a side; 0 where all is zero."""
+        if how.method == "absmax":
+            return self.peak
+        width = self.limit[:, None] / self.bins
+        if how.method == "percentile":
+            share = self.counts.cumsum(1) / self.counts.sum(1, keepdim=True).clamp_min(1)
+            enough = (share >= how.percentile / 100 - 1e-12).int().argmax(1)
+            found = (enough + 1) * width[:, 0]
+            return torch.minimum(found, self.peak)
+        return torch.where(self.peak > 0, self._least_error(width, levels), self.peak)
+
+    def _least_error(self, width: Tensor, levels: int) -> Tensor:
+        steps = torch.arange(self.bins, dtype=torch.float64, device=self.counts.device)
+        centre = (steps + 0.5) * width
+        # Tail sums of counts, counts*v and counts*v^2 from each bin on, and head sums of counts*v^2.
+        tails = [
+            (self.counts * centre**power).flip(1).cumsum(1).flip(1) for power in (0, 1, 2)
+        ]
+        total = [tail[:, :1] for tail in tails]
+        grid = torch.linspace(8, self.bins, _CANDIDATES, device=steps.device).long()
+        clip = grid * width  # [series, candidates]
+        beyond = [
+            torch.cat([tail, torch.zeros_like(tail[:, :1])], dim=1)[:, grid] for tail in tails
+        ]
+        clipped = beyond[2] - 2 * clip * beyond[1] + clip**2 * beyond[0]
+        step = clip / levels
+        # Values under half a step become zero, which costs their own square, not step^2 / 12.
+        small_bins = (step / 2 / width).long().clamp_(max=self.bins)
+        padded = [torch.cat([tail, torch.zeros_like(tail[:, :1])], dim=1) for tail in tails]
+        small_count = total[0] - padded[0].gather(1, small_bins)
+        small_square = total[2] - padded[2].gather(1, small_bins)
+        rounded = step**2 / 12 * (total[0] - beyond[0] - small_count).clamp_min(0) + small_square
+        best = (clipped + rounded).argmin(1, keepdim=True)
+        return torch.minimum(clip.gather(1, best)[:, 0], self.peak)

@@ -1,0 +1,146 @@
+"""The simulation of one analog layer, in plain torch operations: the fast path and its gradient.
+
+This is the seam for other backends: a kernel gets the input, the programmed tiles and the settings,
+and returns the output. ``reference`` holds the slow decomposition that defines the meaning.
+
+    q_r = dac(x_r / s_r)      p_r = q_r · W̃_rᵀ      a_r = adc(p_r + noise)
+    y   = Σ_r s_r · α · a_r + bias
+
+Codes stay integers through the GEMM; every scale is folded into one factor for each partial sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .converters import to_codes
+from .mvm import Geometry
+from .noise import NoiseKey
+from .spec import LayerSpec
+from .tiles import Programmed
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """Converter ranges of one layer."""
+
+    input: Tensor | None
+    """``[R]``, in units of the input; None if dynamic or without a DAC."""
+    adc: Tensor | None
+    """``[R]`` or ``[R, N]``, in units of one full-scale product; None without an ADC."""
+
+
+def forward(
+    mvm: Geometry,
+    x: Tensor,
+    tiles: Programmed,
+    bias: Tensor | None,
+    ranges: Ranges,
+    spec: LayerSpec,
+    key: NoiseKey | None,
+    want_mask: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Output of the layer, and where its ADCs did not clip (``[R, *partial sums]``) if wanted.
+
+    Args:
+        mvm: how inputs meet weights.
+        x: ``[..., K]`` or ``[B, C, *size]``.
+        tiles: what is programmed.
+        bias: ``[N]``, added digitally.
+        ranges: converter ranges.
+        spec: settings.
+        key: of the output noise; None if the layer has none.
+        want_mask: for the backward pass.
+    """
+    dtype = tiles.scale.dtype
+    wide = x.to(dtype)
+    alpha = mvm.columns(tiles.scale)
+    y: Tensor | None = None
+    masks: list[Tensor] = []
+    for r, weight in enumerate(tiles.blocks):
+        codes, unit, steps = drive(mvm, mvm.take(wide, r), ranges, spec, r)
+        p = mvm.multiply(codes, weight, r)
+        if key is not None:
+            noise = NoiseKey(key.seed, f"{key.stream}/{r}", key.counter)
+            p.add_(noise.normal(p.shape, dtype, p.device), alpha=spec.output_noise * steps)
+        if spec.adc is None:
+            gain = unit / steps
+        else:
+            levels = spec.adc.levels
+            full = _adc_range(mvm, ranges, r, dtype)
+            p.mul_(levels / (full * steps))
+            if want_mask:
+                masks.append(p.abs() <= levels)
+            p.round_().clamp_(-levels, levels)
+            gain = unit * full / levels
+        if spec.dynamic:
+            p.mul_(gain)
+            gain = 1.0
+        y = p.mul_(alpha * gain) if y is None else y.addcmul_(p, alpha * gain)
+    assert y is not None, "a layer has at least one row block"
+    if bias is not None:
+        y.add_(mvm.columns(bias.to(dtype)))
+    return mvm.finish(y).to(x.dtype), torch.stack(masks) if masks else None
+
+
+def drive(
+    mvm: Geometry, part: Tensor, ranges: Ranges, spec: LayerSpec, block: int
+) -> tuple[Tensor, Tensor | float, int]:
+    """What a row block is driven with: codes, the input that full scale stands for, full scale."""
+    if spec.dac is None:
+        return part, 1.0, 1
+    if spec.dynamic:
+        full: Tensor = mvm.peak(part)
+    else:
+        assert ranges.input is not None, "a static input range"
+        full = ranges.input[block].to(part.dtype)
+    return to_codes(part, full, spec.dac.levels), full, spec.dac.levels
+
+
+def _adc_range(mvm: Geometry, ranges: Ranges, block: int, dtype: torch.dtype) -> Tensor:
+    assert ranges.adc is not None, "an ADC has a range"
+    full = ranges.adc[block].to(dtype)
+    return mvm.columns(full) if full.dim() else full
+
+
+def backward(
+    mvm: Geometry,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    tiles: Programmed,
+    mask: Tensor | None,
+    ranges: Ranges,
+    spec: LayerSpec,
+    need_input: bool,
+    need_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of input and weight: straight through converters inside their range, zero outside.
+
+    Programming counts as the identity; converter ranges and the weight scale as constants.
+    """
+    dtype = tiles.scale.dtype
+    wide = x.to(dtype)
+    grad = mvm.start(grad.to(dtype))
+    alpha = mvm.columns(tiles.scale)
+    grad_x = torch.zeros_like(wide) if need_input else None
+    grad_w = torch.zeros(weight.shape, dtype=dtype, device=x.device) if need_weight else None
+    for r, block in enumerate(tiles.blocks):
+        part = mvm.take(wide, r)
+        passed = grad if mask is None else grad * mask[r]
+        if grad_x is not None:
+            found = mvm.grad_input(passed * alpha, block, wide, r)
+            if spec.dac is not None and not spec.dynamic:
+                assert ranges.input is not None, "a static input range"
+                found = found * (part.abs() <= ranges.input[r].to(dtype))
+            mvm.add_input(grad_x, found, r)
+        if grad_w is not None:
+            codes, unit, steps = drive(mvm, part, ranges, spec, r)
+            mvm.add_weight(grad_w, mvm.grad_weight(passed, codes * (unit / steps), block, r), r)
+    return (
+        None if grad_x is None else grad_x.to(x.dtype),
+        None if grad_w is None else grad_w.to(weight.dtype),
+    )

@@ -1,0 +1,299 @@
+"""The analogc:: operators that the compiler puts into graphs.
+
+    linear(input, weight, bias?, input_range?, adc_range?, spec, key)
+    conv1d | conv2d | conv3d(..., stride, padding, dilation, groups, spec, key)
+
+``weight`` is the live parameter (or an expression of parameters); ``spec`` the text of a LayerSpec;
+``key`` names the tile array that the weight is programmed into. The array is looked at on every
+call and programmed again if the weight changed, so an operator is a function of its operands, also
+under torch.compile, and whichever way the weight was written. With a key of no live array (a graph
+of another process) the weight is programmed on the spot.
+
+The result has the input's dtype; the simulation runs in at least float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import kernels, tiles
+from .kernels import Ranges
+from .mvm import geometry
+from .spec import LayerSpec, parse
+
+NAMES = ("linear", "conv1d", "conv2d", "conv3d")
+_HEAD = "Tensor input, Tensor weight, Tensor? bias, Tensor? input_range, Tensor? adc_range"
+_GEOMETRY = "int[] stride, SymInt[] padding, int[] dilation, int groups"
+_TAIL = "str spec, str key"
+# Noise: equal calls are not equal results.
+_TAGS = (torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag)
+
+torch.library.define("analogc::linear", f"({_HEAD}, {_TAIL}) -> Tensor", tags=_TAGS)
+for _dims in (1, 2, 3):
+    torch.library.define(
+        f"analogc::conv{_dims}d", f"({_HEAD}, {_GEOMETRY}, {_TAIL}) -> Tensor", tags=_TAGS
+    )
+torch.library.define(
+    "analogc::saving_forward", f"({_HEAD}, {_GEOMETRY}, {_TAIL}) -> (Tensor, Tensor)", tags=_TAGS
+)
+torch.library.define(
+    "analogc::saving_backward",
+    f"(Tensor grad, Tensor input, Tensor weight, Tensor mask, Tensor? input_range, {_GEOMETRY}, "
+    f"{_TAIL}, bool need_input, bool need_weight) -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+Sizes = Sequence[int]
+
+
+def _digital(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    groups: int,
+) -> Tensor:
+    """The digital operator that a layer stands for."""
+    if weight.dim() == 2:
+        return torch.nn.functional.linear(x, weight, bias)
+    conv = (torch.conv1d, torch.conv2d, torch.conv3d)[weight.dim() - 3]
+    return conv(x, weight, bias, stride, padding, dilation, groups)
+
+
+def digital(name: str, args: Sequence[Any]) -> Tensor:
+    """Digital result of operator ``name`` ("linear", "conv2d", ...) at its own arguments."""
+    x, weight, bias = args[:3]
+    if name == "linear":
+        return _digital(x, weight, bias, (), (), (), 1)
+    return _digital(x, weight, bias, *args[5:9])
+
+
+def _programmed(weight: Tensor, spec: LayerSpec, key: str) -> tiles.Programmed:
+    array = tiles.find(key)
+    return tiles.stateless(weight, spec) if array is None else array.current(weight)
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last if not x.is_contiguous() else torch.contiguous_format
+    return torch.contiguous_format
+
+
+def _simulate(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    input_range: Tensor | None,
+    adc_range: Tensor | None,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    groups: int,
+    spec: LayerSpec,
+    key: str,
+    want_mask: bool,
+) -> tuple[Tensor, Tensor | None]:
+    held = _programmed(weight, spec, key)
+    noise = None
+    if spec.output_noise > 0:
+        array = tiles.find(key)
+        noise = array.next_call() if array else tiles.NoiseSource().key("stateless", 0)
+    mvm = geometry(spec, weight.shape, stride, padding, dilation, groups)
+    single = weight.dim() > 2 and x.dim() == weight.dim() - 1
+    batched = x.unsqueeze(0) if single else x
+    y, mask = kernels.forward(
+        mvm, batched, held, bias, Ranges(input_range, adc_range), spec, noise, want_mask
+    )
+    y = y.contiguous(memory_format=_memory_format(batched))
+    return (y.squeeze(0) if single else y), mask
+
+
+def _linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    input_range: Tensor | None,
+    adc_range: Tensor | None,
+    spec: str,
+    key: str,
+) -> Tensor:
+    settings = parse(spec)
+    if settings.is_ideal:
+        return _digital(x, weight, bias, (), (), (), 1)
+    none: tuple[int, ...] = ()
+    return _simulate(
+        x, weight, bias, input_range, adc_range, none, none, none, 1, settings, key, False
+    )[0]
+
+
+def _conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    input_range: Tensor | None,
+    adc_range: Tensor | None,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    groups: int,
+    spec: str,
+    key: str,
+) -> Tensor:
+    settings = parse(spec)
+    if settings.is_ideal:
+        return _digital(x, weight, bias, stride, padding, dilation, groups)
+    return _simulate(
+        x, weight, bias, input_range, adc_range, stride, padding, dilation, groups, settings, key,
+        False,
+    )[0]  # fmt: skip
+
+
+def _fake_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    if parse(rest[-2]).is_ideal:
+        return _digital(x, weight, bias, (), (), (), 1)
+    torch._check(x.shape[-1] == weight.shape[1], lambda: "linear: input and weight do not fit")
+    return x.new_empty([*x.shape[:-1], weight.shape[0]])
+
+
+def _fake_conv(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    stride, padding, dilation, groups, spec = rest[2:7]
+    if parse(spec).is_ideal:
+        return _digital(x, weight, bias, stride, padding, dilation, groups)
+    shape = _digital(x, weight.to(x.dtype), None, stride, padding, dilation, groups).shape
+    if x.dim() == weight.dim() - 1:
+        return x.new_empty(shape)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
+
+
+def _saving_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    input_range: Tensor | None,
+    adc_range: Tensor | None,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    groups: int,
+    spec: str,
+    key: str,
+) -> tuple[Tensor, Tensor]:
+    settings = parse(spec)
+    y, mask = _simulate(
+        x, weight, bias, input_range, adc_range, stride, padding, dilation, groups, settings, key,
+        settings.adc is not None,
+    )  # fmt: skip
+    return y, x.new_empty(0, dtype=torch.bool) if mask is None else mask
+
+
+def _fake_saving_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    settings = parse(rest[-2])
+    if weight.dim() == 2:
+        y = _fake_linear(x, weight, bias, *rest)
+    else:
+        y = _fake_conv(x, weight, bias, *rest)
+    if settings.adc is None:
+        return y, x.new_empty(0, dtype=torch.bool)
+    shape = list(y.shape)
+    if weight.dim() > 2:
+        if x.dim() == weight.dim() - 1:
+            shape = [1, *shape]
+        if settings.dynamic:
+            groups, pixels = rest[5], 1
+            for size in shape[2:]:
+                pixels = pixels * size
+            shape = [shape[0], groups, pixels, shape[1] // groups]
+    return y, x.new_empty([len(settings.blocks), *shape], dtype=torch.bool)
+
+
+def _saving_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    input_range: Tensor | None,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    groups: int,
+    spec: str,
+    key: str,
+    need_input: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    settings = parse(spec)
+    mvm = geometry(settings, weight.shape, stride, padding, dilation, groups)
+    single = weight.dim() > 2 and x.dim() == weight.dim() - 1
+    grad_x, grad_w = kernels.backward(
+        mvm,
+        grad.unsqueeze(0) if single else grad,
+        x.unsqueeze(0) if single else x,
+        weight,
+        _programmed(weight, settings, key),
+        mask if mask.numel() else None,
+        Ranges(input_range, None),
+        settings,
+        need_input,
+        need_weight,
+    )
+    if grad_x is None:
+        grad_x = x.new_empty(0)
+    else:
+        grad_x = (grad_x.squeeze(0) if single else grad_x).contiguous()
+    return grad_x, x.new_empty(0) if grad_w is None else grad_w.contiguous()
+
+
+def _fake_saving_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    need_input, need_weight = rest[-2:]
+    return (
+        x.new_empty(x.shape) if need_input else x.new_empty(0),
+        weight.new_empty(weight.shape) if need_weight else x.new_empty(0),
+    )
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, bias, input_range, _, *geometry_and_text = inputs
+    ctx.save_for_backward(x, weight, input_range, output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.rest = geometry_and_text
+    ctx.bias = bias is not None
+    ctx.bias_dtype = bias.dtype if bias is not None else None
+
+
+def _gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, weight, input_range, mask = ctx.saved_tensors
+    need_x, need_w, need_b = ctx.needs_input_grad[:3]
+    grad_x = grad_w = grad_b = None
+    if need_x or need_w:
+        found = torch.ops.analogc.saving_backward(
+            grad, x, weight, mask, input_range, *ctx.rest, need_x, need_w
+        )
+        grad_x = found[0] if need_x else None
+        grad_w = found[1] if need_w else None
+    if need_b and ctx.bias:
+        column = grad.dim() - 1 if weight.dim() == 2 else grad.dim() - weight.dim() + 1
+        others = [d for d in range(grad.dim()) if d != column]
+        grad_b = (grad.sum(others) if others else grad).to(ctx.bias_dtype)
+    return (grad_x, grad_w, grad_b, *[None] * (len(ctx.rest) + 2))
+
+
+torch.library.impl("analogc::linear", "CompositeExplicitAutograd", _linear)
+torch.library.register_fake("analogc::linear", _fake_linear)
+for _dims in (1, 2, 3):
+    torch.library.impl(f"analogc::conv{_dims}d", "CompositeExplicitAutograd", _conv)
+    torch.library.register_fake(f"analogc::conv{_dims}d", _fake_conv)
+torch.library.impl("analogc::saving_forward", "CompositeExplicitAutograd", _saving_forward)
+torch.library.register_fake("analogc::saving_forward", _fake_saving_forward)
+torch.library.register_autograd("analogc::saving_forward", _gradient, setup_context=_setup)
+torch.library.impl("analogc::saving_backward", "CompositeExplicitAutograd", _saving_backward)
+torch.library.register_fake("analogc::saving_backward", _fake_saving_backward)

@@ -1,0 +1,51 @@
+"""Converter ranges as buffers beside the model's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .spec import LayerSpec
+
+
+class RangeTable(nn.Module):
+    """Input and ADC ranges of all layers of a graph, float32, not part of the state dict.
+
+    They change by calibration only: a change of the model's dtype leaves them alone.
+    """
+
+    def add(
+        self, name: str, spec: LayerSpec, columns: int, device: torch.device
+    ) -> tuple[str | None, str | None]:
+        """Make the buffers of a layer; returns their names (None: the layer needs none).
+
+        Fixed ranges are filled in; ranges to be calibrated start as NaN. Buffers that another
+        graph of the same model made are kept as they are.
+        """
+        found: list[str | None] = []
+        blocks = len(spec.blocks)
+        for converter, suffix in ((spec.dac, "input"), (spec.adc, "adc")):
+            if converter is None or converter.range == "dynamic":
+                found.append(None)
+                continue
+            shape = (blocks, columns) if converter.per_column else (blocks,)
+            if converter.range == "full":
+                value = torch.tensor([float(stop - start) for start, stop in spec.blocks])
+            elif converter.range == "calibrated":
+                value = torch.full(shape, torch.nan)
+            else:
+                value = torch.full(shape, float(converter.range))
+            buffer = f"{name}_{suffix}"
+            if buffer not in self._buffers:
+                self.register_buffer(buffer, value.to(device), persistent=False)
+            found.append(buffer)
+        return found[0], found[1]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        for name, value in self._buffers.items():
+            assert value is not None, "range buffers are tensors"
+            self._buffers[name] = value.to(fn(value[:0]).device)
+        return self

@@ -1,0 +1,216 @@
+"""Tile arrays: what is programmed into the tiles, and the check that it is still current.
+
+The parameter that the user holds is the truth. A tile array is derived from it and remembers what
+it was programmed from; it looks at its source on every call and is programmed again only if that
+changed. The operators find their array by key, so a graph needs no Python object in it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from .errors import SyncError
+from .noise import NoiseKey, NoiseSource
+from .spec import LayerSpec
+
+
+class Stamp:
+    """State of a tensor at one moment: its memory, its version, its form.
+
+    Holds an alias of the memory, so that an address cannot be given to another tensor meanwhile.
+    """
+
+    __slots__ = ("anchor", "device", "dtype", "ptr", "shape", "stride", "version")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.anchor = tensor.detach()
+        self.ptr = tensor.data_ptr()
+        self.version = version_of(tensor)
+        self.dtype = tensor.dtype
+        self.device = tensor.device
+        self.shape = tensor.shape
+        self.stride = tensor.stride()
+
+    def matches(self, tensor: Tensor) -> bool:
+        """True if nothing that can be noticed has changed."""
+        return (
+            self.version == version_of(tensor)
+            and self.ptr == tensor.data_ptr()
+            and self.dtype == tensor.dtype
+            and self.device == tensor.device
+            and self.shape == tensor.shape
+            and self.stride == tensor.stride()
+        )
+
+    def difference(self, tensor: Tensor) -> str:
+        """What changed, in words."""
+        for name in ("device", "dtype", "shape"):
+            old, new = getattr(self, name), getattr(tensor, name)
+            if old != new:
+                return f"{name} changed from {old} to {new}"
+        if self.ptr != tensor.data_ptr():
+            return "the parameter's memory was replaced"
+        return "the parameter was written in place"
+
+
+def version_of(tensor: Tensor) -> int:
+    """Version counter, or -1 for inference tensors, which have none."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _count_optimizer_steps(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    # Fused optimizers write parameters without touching their version counter (torch 2.11 to 2.13).
+    for group in optimizer.param_groups:
+        written = [p for p in group["params"] if p.grad is not None and not p.is_inference()]
+        if written:
+            torch.autograd.graph.increment_version(written)
+
+
+register_optimizer_step_post_hook(_count_optimizer_steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Programmed:
+    """Content of the tiles of one layer."""
+
+    blocks: tuple[Tensor, ...]
+    """Effective normalised weight of each row block. linear: ``[N, K_r]``. conv:
+    ``[N, channels of the block, *kernel]``, zero at the taps of other blocks."""
+    scale: Tensor
+    """Weight scale of each output column, ``[N]``."""
+
+
+def channel_span(start: int, stop: int, taps: int) -> tuple[int, int]:
+    """Input channels that flat rows ``start..stop`` of a kernel of ``taps`` taps touch."""
+    return start // taps, -(-stop // taps)
+
+
+def program(weight: Tensor, spec: LayerSpec, key: NoiseKey) -> Programmed:
+    """Write ``weight`` ([N, K] or [N, C, *kernel]) into devices; a pure function of its arguments."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    with torch.no_grad():
+        flat = weight.detach().reshape(weight.shape[0], -1).to(dtype)
+        peak = flat.abs().amax(dim=1) if flat.numel() else flat.new_zeros(flat.shape[0])
+        if spec.weight_scale == "tensor":
+            peak = peak.max().expand_as(peak).contiguous()
+        scale = torch.where(peak > 0, peak, torch.ones_like(peak))
+        written = spec.device.program(flat / scale[:, None], key)
+        if weight.dim() == 2:
+            blocks = tuple(written[:, a:b].contiguous() for a, b in spec.blocks)
+        else:
+            blocks = tuple(_conv_block(written, weight.shape, a, b) for a, b in spec.blocks)
+    return Programmed(blocks, scale)
+
+
+def _conv_block(written: Tensor, shape: torch.Size, start: int, stop: int) -> Tensor:
+    taps = shape[2:].numel()
+    first, last = channel_span(start, stop, taps)
+    block = written[:, first * taps : last * taps].clone()
+    block[:, : start - first * taps] = 0
+    block[:, stop - first * taps :] = 0
+    return block.view(shape[0], last - first, *shape[2:])
+
+
+@dataclass(eq=False)
+class TileArray:
+    """The tiles that hold one weight, and what they were programmed from."""
+
+    name: str
+    """Name of the layer, for messages and for the noise stream."""
+    key: str
+    """Key by which operators find it; unique in the process."""
+    spec: LayerSpec
+    noise: NoiseSource
+    derived: bool = False
+    """True if the weight is computed from parameters, so that equal content may come in new
+    memory."""
+    auto_sync: bool = True
+    programmed: Programmed | None = None
+    times_programmed: int = 0
+    calls: int = 0
+    _stamp: Stamp | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        _ARRAYS[self.key] = self
+
+    def current(self, weight: Tensor) -> Programmed:
+        """Content for ``weight``, programmed anew if it changed since the last call.
+
+        Raises:
+            SyncError: it changed and ``auto_sync`` is off.
+        """
+        if self.programmed is not None and self._holds(weight):
+            return self.programmed
+        if self._stamp is not None and not self.auto_sync:
+            raise SyncError(
+                f"tiles of layer {self.name!r} are stale: {self._stamp.difference(weight)}",
+                where=f"layer {self.name}",
+                fix="call compiled.sync(), or set compiled.auto_sync = True",
+            )
+        return self.write(weight)
+
+    def write(self, weight: Tensor) -> Programmed:
+        """Program ``weight`` with fresh programming noise."""
+        key = self.noise.key(f"program/{self.name}", self.times_programmed)
+        self.programmed = program(weight, self.spec, key)
+        self.times_programmed += 1
+        self._stamp = Stamp(weight)
+        return self.programmed
+
+    def adopt(self, weight: Tensor, programmed: Programmed) -> None:
+        """Take ``programmed`` as what ``weight`` was written as (used when a file is loaded)."""
+        self.programmed = programmed
+        self._stamp = Stamp(weight)
+
+    def is_current(self, weight: Tensor) -> bool:
+        """True if the tiles hold what ``weight`` is now; ideal tiles always do."""
+        return self.spec.is_ideal or (self.programmed is not None and self._holds(weight))
+
+    def next_call(self) -> NoiseKey:
+        """Key of the output noise of one more call."""
+        self.calls += 1
+        return self.noise.key(f"read/{self.name}", self.calls - 1)
+
+    def rekey(self, key: str) -> None:
+        """Give the array another key, after a copy."""
+        self.key = key
+        _ARRAYS[key] = self
+
+    def _holds(self, weight: Tensor) -> bool:
+        stamp = self._stamp
+        if stamp is None:
+            return False
+        if stamp.version != -1 and stamp.matches(weight):
+            return True
+        if not self.derived:
+            return False
+        # A computed weight may come in new memory with the same content. The stamp's alias still
+        # holds the old content, unless that very memory was written.
+        old = stamp.anchor
+        if version_of(old) != stamp.version or stamp.ptr == weight.data_ptr():
+            return False
+        if (old.shape, old.dtype, old.device) != (weight.shape, weight.dtype, weight.device):
+            return False
+        if not torch.equal(old, weight):
+            return False
+        self._stamp = Stamp(weight)
+        return True
+
+
+_ARRAYS: weakref.WeakValueDictionary[str, TileArray] = weakref.WeakValueDictionary()
+
+
+def find(key: str) -> TileArray | None:
+    """Tile array with this key, or None if it is of another process or has been freed."""
+    return _ARRAYS.get(key)
+
+
+def stateless(weight: Tensor, spec: LayerSpec) -> Programmed:
+    """Content of tiles that no live array stands for: programmed on the spot with a fixed key."""
+    return program(weight, spec, NoiseKey(0, "stateless", 0))
