@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from ..passes.base import META, PassContext
@@ -270,7 +271,10 @@ def _rebuild(
                 node.args = (*node.args[:-1], ctx.arrays[mapping.array].key)
         verify(graph, ctx)
         mode = tuple(bool(flag) for flag in data["mode"])
-        programs[mode] = Program(graph, _signature_from_json(data["signature"]))
+        signature = _signature_from_json(data["signature"])
+        info = _PyTreeInfo(list(signature.names), signature.in_spec, signature.out_spec)
+        graph.set_codegen(_PyTreeCodeGen(info))
+        programs[mode] = Program(graph, signature)
     if tuple(module.training for module in modules_of(root)) not in programs:
         raise FormatError("there is no graph for the mode that the model was saved in")
     _check_contents(contents, ctx)

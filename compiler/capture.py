@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from ..passes.emit import fake_mode
@@ -98,7 +97,6 @@ def capture(source: Source, root: Holder) -> Captured:
     assert isinstance(module, fx.GraphModule), "export makes a GraphModule"
     info = module.graph._codegen.pytree_info  # type: ignore[attr-defined]
     in_spec, out_spec = info.in_spec, info.out_spec
-    module.graph.set_codegen(CodeGen())
     module._forward_pre_hooks.clear()
     module.graph.eliminate_dead_code()
     for node in list(module.graph.nodes):

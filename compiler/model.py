@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from torch import Tensor, fx, nn
+from torch.fx.graph import CodeGen
 
 from ..passes.base import META, Pass, PassContext
 from ..passes.verify import OPS
@@ -77,7 +78,12 @@ class CompiledModel(fx.GraphModule):
 
     def recompile(self) -> Any:
         """Make the graph's function anew after a change of ``graph``."""
+        # The function takes and gives flat lists; the graph's own codegen knows their structure,
+        # for fx.Interpreter and torch.export.
+        structured = self._graph._codegen
+        self._graph._codegen = CodeGen()
         code = super().recompile()
+        self._graph._codegen = structured
         kind = type(self)
         # fx puts the graph's function and its own __call__ on the class made for this object;
         # ours go first, and call that function with the root holder for its self.

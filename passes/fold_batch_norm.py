@@ -60,7 +60,6 @@ def _fold(norm: fx.Node, fixed: set[fx.Node]) -> bool:
     assert isinstance(weight, fx.Node), "a layer has a tensor weight"
 
     emit = Emitter(norm, FoldBatchNorm.name)
-    dtype = weight.meta["val"].dtype
 
     def wide(value: object) -> fx.Node:
         return emit.call(aten.to.dtype, value, torch.float64)
@@ -77,8 +76,9 @@ def _fold(norm: fx.Node, fixed: set[fx.Node]) -> bool:
     if beta is not None:
         new_bias = emit.call(aten.add.Tensor, new_bias, wide(beta))
     args = list(before.args) + [None] * (3 - len(before.args))
-    args[1] = emit.call(aten.to.dtype, new_weight, dtype)
-    args[2] = emit.call(aten.to.dtype, new_bias, dtype)
+    # Not a fixed dtype: the model may be moved to another one.
+    args[1] = emit.call(aten.type_as.default, new_weight, weight)
+    args[2] = emit.call(aten.type_as.default, new_bias, weight)
     folded = emit.call(before.target, *args)  # type: ignore[arg-type]
     # The layer keeps its own place in the model; the batch norm only lent it its scale.
     for key in ("nn_module_stack", "stack_trace"):

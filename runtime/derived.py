@@ -58,15 +58,14 @@ class DerivedWeight(nn.Module):
 
 
 def _is_traced() -> bool:
-    return _get_current_dispatch_mode() is not None
+    return (
+        _get_current_dispatch_mode() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return (
-        type(tensor) in (Tensor, nn.Parameter)
-        and not tensor.is_meta
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    )
+    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta
 
 
 class _Attach(torch.autograd.Function):

@@ -261,32 +261,6 @@ def _fake_saving_backward(
     )
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, bias, input_range, _, *geometry_and_text = inputs
-    ctx.save_for_backward(x, weight, input_range, output[1])
-    ctx.mark_non_differentiable(output[1])
-    ctx.rest = geometry_and_text
-    ctx.bias = bias is not None
-    ctx.bias_dtype = bias.dtype if bias is not None else None
-
-
-def _gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, weight, input_range, mask = ctx.saved_tensors
-    need_x, need_w, need_b = ctx.needs_input_grad[:3]
-    grad_x = grad_w = grad_b = None
-    if need_x or need_w:
-        found = torch.ops.analogc.saving_backward(
-            grad, x, weight, mask, input_range, *ctx.rest, need_x, need_w
-        )
-        grad_x = found[0] if need_x else None
-        grad_w = found[1] if need_w else None
-    if need_b and ctx.bias:
-        column = grad.dim() - 1 if weight.dim() == 2 else grad.dim() - weight.dim() + 1
-        others = [d for d in range(grad.dim()) if d != column]
-        grad_b = (grad.sum(others) if others else grad).to(ctx.bias_dtype)
-    return (grad_x, grad_w, grad_b, *[None] * (len(ctx.rest) + 2))
-
-
 torch.library.impl("analogc::linear", "CompositeExplicitAutograd", _linear)
 torch.library.register_fake("analogc::linear", _fake_linear)
 for _dims in (1, 2, 3):
@@ -294,6 +268,5 @@ for _dims in (1, 2, 3):
     torch.library.register_fake(f"analogc::conv{_dims}d", _fake_conv)
 torch.library.impl("analogc::saving_forward", "CompositeExplicitAutograd", _saving_forward)
 torch.library.register_fake("analogc::saving_forward", _fake_saving_forward)
-torch.library.register_autograd("analogc::saving_forward", _gradient, setup_context=_setup)
 torch.library.impl("analogc::saving_backward", "CompositeExplicitAutograd", _saving_backward)
 torch.library.register_fake("analogc::saving_backward", _fake_saving_backward)

@@ -6,23 +6,53 @@ Ideal layers hand over to the digital operator here, so that they keep all its t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch.autograd.function import _SingleLevelFunction
 
 from . import ops
 from .spec import parse
 
 
-def _below_autograd(op: Callable[..., Tensor], args: Sequence[Any]) -> Tensor:
-    with torch._C._AutoDispatchBelowAutograd():
-        return op(*args)
+class _Layer(_SingleLevelFunction):
+    """An analog layer with its straight-through gradient.
+
+    Runs inside the dispatcher's Autograd kernel, at one level of torch.func's transforms; so it is
+    the single-level kind of autograd.Function, as torch.func itself uses there.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            y, mask = torch.ops.analogc.saving_forward.default(*args)
+        x, weight, bias, input_range, _, *ctx.rest = args
+        ctx.save_for_backward(x, weight, input_range, mask)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return cast(Tensor, y)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, input_range, mask = ctx.saved_tensors
+        need_x, need_w, need_b = ctx.needs_input_grad[:3]
+        grad_x = grad_w = grad_b = None
+        if need_x or need_w:
+            found = torch.ops.analogc.saving_backward.default(
+                grad, x, weight, mask, input_range, *ctx.rest, need_x, need_w
+            )
+            grad_x = found[0] if need_x else None
+            grad_w = found[1] if need_w else None
+        if need_b:
+            column = grad.dim() - 1 if weight.dim() == 2 else grad.dim() - weight.dim() + 1
+            others = [d for d in range(grad.dim()) if d != column]
+            grad_b = (grad.sum(others) if others else grad).to(ctx.bias_dtype)
+        return (grad_x, grad_w, grad_b, *[None] * (len(ctx.rest) + 2))
 
 
 def _make_autograd(name: str) -> Callable[..., Tensor]:
     op = getattr(torch.ops.analogc, name).default
-    saving = torch.ops.analogc.saving_forward.default
 
     def autograd(*args: Any) -> Tensor:
         if parse(args[-2]).is_ideal:
@@ -30,10 +60,12 @@ def _make_autograd(name: str) -> Callable[..., Tensor]:
         if not torch.is_grad_enabled() or not any(
             isinstance(arg, Tensor) and arg.requires_grad for arg in args[:3]
         ):
-            return _below_autograd(op, args)
+            with torch._C._AutoDispatchBelowAutograd():
+                return cast(Tensor, op(*args))
         between = ((), (), (), 1) if name == "linear" else args[5:9]
-        y: Tensor = saving(*args[:5], *between, *args[-2:])[0]
-        return y
+        full = (*args[:5], *between, *args[-2:])
+        with enable_single_level_autograd_function():
+            return cast(Tensor, _Layer.apply(*full))
 
     return autograd
 
@@ -56,25 +88,29 @@ def _make_autocast(name: str, device: str) -> Callable[..., Tensor]:
     return autocast
 
 
+def _each(op: Callable[..., Any], in_dims: Sequence[Any], args: Sequence[Any], size: int) -> Any:
+    """``op`` once for each index of the mapped dim; its results as lists."""
+    found = []
+    for i in range(size):
+        picked = [
+            arg.select(dim, i) if isinstance(dim, int) else arg
+            for arg, dim in zip(args, in_dims, strict=True)
+        ]
+        found.append(op(*picked))
+    return found
+
+
 def _make_vmap(name: str) -> Callable[..., tuple[Tensor, int]]:
     op = getattr(torch.ops.analogc, name).default
 
     def vmap(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Tensor, int]:
-        size = info.batch_size
-        only_input = in_dims[0] is not None and all(dim is None for dim in in_dims[1:])
-        if not only_input:
-            each = []
-            for i in range(size):
-                picked = [
-                    arg if dim is None else arg.select(dim, i)
-                    for arg, dim in zip(args, in_dims, strict=True)
-                ]
-                each.append(op(*picked))
-            return torch.stack(each), 0
+        # Lists and texts have no dim to map over: only the five tensors come first.
+        if in_dims[0] is None or any(dim is not None for dim in in_dims[1:5]):
+            return torch.stack(_each(op, in_dims, args, info.batch_size)), 0
         x = args[0].movedim(in_dims[0], 0)
         if name == "linear" or x.dim() == args[1].dim():
             return op(x, *args[1:]), 0
-        return op(x.flatten(0, 1), *args[1:]).unflatten(0, (size, -1)), 0
+        return op(x.flatten(0, 1), *args[1:]).unflatten(0, (info.batch_size, -1)), 0
 
     return vmap
 
@@ -86,3 +122,17 @@ for _name in ops.NAMES:
         torch.library.impl(
             f"analogc::{_name}", f"Autocast{_device}", _make_autocast(_name, _device)
         )
+
+
+def _vmap_pair(op: Callable[..., Any]) -> Callable[..., Any]:
+    def vmap(info: Any, in_dims: Sequence[Any], *args: Any) -> Any:
+        pairs = zip(*_each(op, in_dims, args, info.batch_size), strict=True)
+        return tuple(torch.stack(items) for items in pairs), (0, 0)
+
+    return vmap
+
+
+for _name in ("saving_forward", "saving_backward"):
+    torch.library.register_vmap(
+        f"analogc::{_name}", _vmap_pair(getattr(torch.ops.analogc, _name).default)
+    )
