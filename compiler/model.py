@@ -6,6 +6,7 @@ import copy
 import io
 import operator
 import secrets
+import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -88,7 +89,7 @@ class CompiledModel(fx.GraphModule):
         # fx puts the graph's function and its own __call__ on the class made for this object;
         # ours go first, and call that function with the root holder for its self.
         self.__dict__["_function"] = kind.__dict__["forward"]
-        del kind.forward
+        kind.forward = _own_copy(CompiledModel.forward)
         if "__call__" in kind.__dict__:
             del kind.__call__
         return code
@@ -346,6 +347,13 @@ class CompiledModel(fx.GraphModule):
         from .archive import to_bytes
 
         return _from_pickle, (to_bytes(self),)
+
+
+def _own_copy(function: Any) -> Any:
+    # torch.compile counts recompilations by code object, and each model is another program.
+    new = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+    new.__doc__ = function.__doc__
+    return new
 
 
 def _from_pickle(data: bytes) -> CompiledModel:

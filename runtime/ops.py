@@ -85,6 +85,7 @@ def _memory_format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
+@torch.no_grad()
 def _simulate(
     x: Tensor,
     weight: Tensor,
@@ -214,6 +215,7 @@ def _fake_saving_forward(
     return y, x.new_empty([len(settings.blocks), *shape], dtype=torch.bool)
 
 
+@torch.no_grad()
 def _saving_backward(
     grad: Tensor,
     x: Tensor,
