@@ -12,6 +12,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from ..passes.derive_weights import HOME
+from ..runtime.names import free_name
 from ..runtime.ranges import RangeTable
 
 
@@ -64,9 +65,7 @@ def hold(model: nn.Module) -> Holder:
 def add_constant(root: Holder, name: str, value: Tensor | nn.Module) -> str:
     """Keep a constant that capture found outside the model's tables; returns its path."""
     home = root.get_submodule(f"{HOME}.constants")
-    taken = {**home._buffers, **home._modules}
-    plain = name.replace(".", "_")
-    free = next(n for n in (plain, *(f"{plain}_{i}" for i in range(2, 10**6))) if n not in taken)
+    free = free_name(name, {**home._buffers, **home._modules})
     if isinstance(value, nn.Module):
         home.add_module(free, value)
     else:

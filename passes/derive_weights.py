@@ -8,7 +8,6 @@ expressions share one.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +15,7 @@ import torch
 from torch import fx
 
 from ..runtime.derived import DerivedWeight
+from ..runtime.names import free_name
 from .base import META, Pass, PassContext, PassResult, finish, inherit
 from .select_analog import Analog
 from .stationary import expression_key, leaves, stationary_nodes
@@ -75,9 +75,7 @@ def _module_for(
     if key in ctx.derived:
         return ctx.derived[key]
     home = ctx.root.get_submodule(f"{HOME}.derived")
-    plain = re.sub(r"\W", "_", name)
-    taken = set(home._modules)
-    free = next(n for n in (plain, *(f"{plain}_{i}" for i in range(2, 10**6))) if n not in taken)
+    free = free_name(name, home._modules)
     home.add_module(free, DerivedWeight(_expression(result, sources)))
     ctx.derived[key] = f"{HOME}.derived.{free}"
     return ctx.derived[key]
