@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,9 +19,18 @@ from torch.utils import _pytree as pytree
 from ..passes.emit import fake_mode
 from ..runtime.errors import InputError, UnsupportedError
 from .holder import Holder, add_constant, modules_of
-from .signature import ConstantLeaf, Leaf, Signature, TensorLeaf, register_dataclasses
+from .signature import (
+    ConstantLeaf,
+    Leaf,
+    Signature,
+    TensorLeaf,
+    register_dataclasses,
+    static_size,
+)
 
 Method = Literal["auto", "export", "symbolic_trace"]
+_TALKERS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
+_STDLIB = str(Path(inspect.__file__).parent)
 
 
 @dataclass(slots=True)
@@ -48,9 +59,22 @@ class Captured:
 
 def module_of(source: Source) -> nn.Module:
     """The module whose tensors the graphs use."""
-    if isinstance(source.model, ExportedProgram):
-        return source.model.module(check_guards=False)
-    return source.model
+    if not isinstance(source.model, ExportedProgram):
+        return source.model
+    module = source.model.module(check_guards=False)
+    # Export forgets the mode that it froze; its operators know it.
+    training = any(map(_is_training, source.model.graph.nodes))
+    for part in module.modules():
+        part.training = training
+    return module
+
+
+def _is_training(node: fx.Node) -> bool:
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    flags = [i for i, arg in enumerate(node.target._schema.arguments)
+             if arg.name in ("train", "training")]  # fmt: skip
+    return any(i < len(node.args) and node.args[i] is True for i in flags)
 
 
 def check_source(source: Source) -> None:
@@ -67,6 +91,13 @@ def check_source(source: Source) -> None:
             f"model must be an nn.Module, GraphModule or ExportedProgram, got "
             f"{type(model).__name__}"
         )
+    for path, part in [] if source.fixed else model.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise UnsupportedError(
+                f"submodule {path!r} is a TorchScript module, which torch.export cannot capture",
+                where=f"module {path}",
+                fix="replace it by the nn.Module that it was made from",
+            )
     if not isinstance(source.args, tuple):
         raise InputError(
             f"example_inputs must be a tuple of inputs, got {type(source.args).__name__}",
@@ -93,7 +124,14 @@ def capture(source: Source, root: Holder) -> Captured:
     else:
         with _in_mode_of(model, root):
             exported = _export(model, source)
-    module = exported.module(check_guards=False)
+    try:
+        module = exported.module(check_guards=False)
+    except RuntimeError as err:
+        # torch cannot hold a submodule whose name is one of GraphModule's own attributes.
+        raise UnsupportedError(
+            f"torch.export cannot hold this model's names: {err}",
+            fix="rename the submodule (a GraphModule has attributes graph and code of its own)",
+        ) from err
     assert isinstance(module, fx.GraphModule), "export makes a GraphModule"
     info = module.graph._codegen.pytree_info  # type: ignore[attr-defined]
     in_spec, out_spec = info.in_spec, info.out_spec
@@ -126,10 +164,11 @@ def _in_mode_of(model: nn.Module, root: Holder) -> Iterator[None]:
 def _export(model: nn.Module, source: Source) -> ExportedProgram:
     args, kwargs = source.args, source.kwargs
     register_dataclasses((args, kwargs))
+    bound = _bind(model, args, kwargs)
     shapes = source.dynamic_shapes
     if shapes == "batch":
         args, kwargs = pytree.tree_map(_at_least_two, (args, kwargs))
-        shapes = _batch_shapes(model, args, kwargs)
+        shapes = {name: pytree.tree_map(_first_dim, value) for name, value in bound.items()}
     elif isinstance(shapes, str):
         raise InputError(f"dynamic_shapes must be 'batch' or as for torch.export, got {shapes!r}")
     hook = model.register_forward_hook(lambda _m, _i, out: register_dataclasses(out))
@@ -138,9 +177,10 @@ def _export(model: nn.Module, source: Source) -> ExportedProgram:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         traced = fx.symbolic_trace(model) if source.method == "symbolic_trace" else model
-        exported = torch.export.export(
-            traced, args, kwargs, dynamic_shapes=shapes, strict=False
-        )
+        with _quiet():
+            exported = torch.export.export(
+                traced, args, kwargs, dynamic_shapes=shapes, strict=False
+            )
     except Exception as err:
         raise _explain(err, model) from err
     finally:
@@ -155,6 +195,23 @@ def _export(model: nn.Module, source: Source) -> ExportedProgram:
     return exported
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from logging what is raised as an error anyway; TORCH_LOGS still works."""
+    loggers = [logging.getLogger(name) for name in _TALKERS]
+    for logger in loggers:
+        logger.addFilter(_is_no_complaint)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(_is_no_complaint)
+
+
+def _is_no_complaint(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.WARNING
+
+
 def _at_least_two(value: Any) -> Any:
     # Export takes a dim of size 1 for a constant.
     if isinstance(value, Tensor) and value.dim() and value.shape[0] == 1:
@@ -162,20 +219,20 @@ def _at_least_two(value: Any) -> Any:
     return value
 
 
-def _batch_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    def first_dim(value: Any) -> Any:
-        return {0: Dim.AUTO} if isinstance(value, Tensor) and value.dim() else None
-
+def _bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     try:
-        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+        return inspect.signature(model.forward).bind(*args, **kwargs).arguments
     except (TypeError, ValueError) as err:
         raise InputError(f"example inputs do not fit the model's forward: {err}") from None
-    return {name: pytree.tree_map(first_dim, value) for name, value in bound.arguments.items()}
+
+
+def _first_dim(value: Any) -> Any:
+    return {0: Dim.AUTO} if isinstance(value, Tensor) and value.dim() else None
 
 
 def _has_dynamic_input(exported: ExportedProgram) -> bool:
     return any(
-        isinstance(size, torch.SymInt)
+        static_size(size) is None
         for node in exported.graph.nodes
         if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor)
         for size in node.meta["val"].shape
@@ -212,16 +269,17 @@ def _explain(err: Exception, model: nn.Module) -> Exception:
 
 
 def _user_line(err: BaseException) -> str | None:
-    frames = [
-        frame
-        for frame in traceback.extract_tb(err.__traceback__)
-        if "/torch/" not in frame.filename and "/compiler/capture.py" not in frame.filename
-        and "/analogc/" not in frame.filename
-    ]  # fmt: skip
+    frames = [f for f in traceback.extract_tb(err.__traceback__) if _is_user_file(f.filename)]
     if not frames:
         return None
     last = frames[-1]
     return f"{last.filename}:{last.lineno}" + (f": {last.line}" if last.line else "")
+
+
+def _is_user_file(name: str) -> bool:
+    if name.startswith("<") or (name.startswith(_STDLIB) and "/site-packages/" not in name):
+        return False
+    return not any(part in name for part in ("/torch/", "/analogc/", "/compiler/capture.py"))
 
 
 def _attach(module: fx.GraphModule, root: Holder) -> None:
@@ -239,6 +297,7 @@ def _attach(module: fx.GraphModule, root: Holder) -> None:
         if id(value) not in moved:
             moved[id(value)] = add_constant(root, node.target, value)
         node.target = moved[id(value)]
+    module.graph.owning_module = root  # type: ignore[assignment]
     module._modules = root._modules
     module._parameters = root._parameters
     module._buffers = root._buffers
@@ -279,7 +338,7 @@ def _signature(
         value = node.meta.get("val")
         names.append(str(node.target))
         if isinstance(value, Tensor):
-            shape = tuple(s if isinstance(s, int) else None for s in value.shape)
+            shape = tuple(map(static_size, value.shape))
             leaves.append(TensorLeaf(shape, value.dtype))
         else:
             leaves.append(ConstantLeaf(examples[i] if i < len(examples) else value))

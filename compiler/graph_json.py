@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from ..passes.base import FROM, META, module_path, source_line
 from ..runtime.errors import FormatError, UnsupportedError
 from ..runtime.mapping import Digital, TileMapping
+from .signature import static_size
 
 NAMESPACES = frozenset({"aten", "analogc", "prims"})
 _REFUSED = frozenset({"from_file", "_print", "set_data"})
@@ -131,8 +132,8 @@ def _encode(value: Any, node: fx.Node) -> Any:
 def _value_to_json(value: Any) -> Any:
     if isinstance(value, Tensor):
         shape = [
-            size if isinstance(size, int) else {"symbol": str(size), "hint": int(size.node.hint)}
-            for size in value.shape
+            {"symbol": str(size), "hint": int(size.node.hint)} if fixed is None else fixed
+            for size, fixed in ((size, static_size(size)) for size in value.shape)
         ]
         return {"shape": shape, "dtype": str(value.dtype).removeprefix("torch.")}
     return None

@@ -27,7 +27,7 @@ class Holder(nn.Module):
 
     def __init__(self, module: nn.Module | None = None, flag: ModeFlag | None = None) -> None:
         super().__init__()
-        self.flag = flag or ModeFlag()
+        self._analogc_mode = flag or ModeFlag()
         if module is not None:
             self._parameters = module._parameters
             self._buffers = module._buffers
@@ -37,7 +37,7 @@ class Holder(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Set the mode, as on the module that this stands for."""
         super().train(mode)
-        self.flag.dirty = True
+        self._analogc_mode.dirty = True
         return self
 
 

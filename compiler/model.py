@@ -71,7 +71,7 @@ class CompiledModel(fx.GraphModule):
         Raises:
             InputError: the inputs do not fit what the graph was captured for.
         """
-        if self._root.flag.dirty:
+        if self._root._analogc_mode.dirty:
             self._enter_mode()
         signature = self._program.signature
         flat = signature.flatten(args, kwargs)
@@ -123,10 +123,13 @@ class CompiledModel(fx.GraphModule):
         if mode not in self._programs:
             self._programs[mode] = self._capture()
         program = self._programs[mode]
-        self._root.flag.dirty = False
+        self._root._analogc_mode.dirty = False
         if program is not self._program:
             self.__dict__["_program"] = program
             self.graph = program.graph
+            # Names are looked up in the tree of holders, which has no attributes of its own that
+            # a submodule's name could clash with.
+            self.graph.owning_module = self._root  # type: ignore[assignment]
             if any(t.is_meta for t in self.parameters()):
                 return
             self._calibrate(self._data, self.target.calibration, only_missing=True)

@@ -169,6 +169,11 @@ class Signature:
         )
 
 
+def static_size(size: int | torch.SymInt) -> int | None:
+    """The number that a size is, or None where any goes; export may write a number as a symbol."""
+    return size if isinstance(size, int) else size.node.maybe_as_int()
+
+
 def _fits(value: Any, leaf: Leaf) -> bool:
     if isinstance(leaf, ConstantLeaf):
         return _same(value, leaf.value)

@@ -14,12 +14,14 @@ from .base import Pass, PassContext
 from .canonicalize import Canonicalize
 from .derive_weights import DeriveWeights
 from .fold_batch_norm import FoldBatchNorm
+from .inline_regions import InlineRegions
 from .map_tiles import MapTiles
 from .rewrite_analog import RewriteAnalog
 from .select_analog import SelectAnalog
 from .verify import Verify, verify
 
 DEFAULT_PASSES: tuple[Pass, ...] = (
+    InlineRegions(),
     Canonicalize(),
     FoldBatchNorm(),
     SelectAnalog(),

@@ -18,6 +18,7 @@ from torch import fx
 from ..runtime.mapping import Digital
 from .base import META, Pass, PassContext, PassResult, module_path
 from .canonicalize import CONVS, LINEAR
+from .inline_regions import subgraph
 from .stationary import expression_key, leaves, stationary_nodes
 
 aten = torch.ops.aten
@@ -72,7 +73,7 @@ class SelectAnalog(Pass):
         names = _Names(ctx)
         for node in module.graph.nodes:
             if node.op == "call_function" and node not in fixed:
-                record = _record(node, fixed, names, ctx)
+                record = _record(node, fixed, names, ctx) or _hidden(node, ctx)
                 if record is not None:
                     node.meta[META] = record
         return PassResult(module, False)
@@ -108,6 +109,25 @@ def _record(
     if ctx.select is not None and not ctx.select(info):
         return Digital("choice", "kept digital by select=", macs, path)
     return Analog(info, names.array(weight))
+
+
+def _hidden(node: fx.Node, ctx: PassContext) -> Digital | None:
+    """Record of a higher-order operator (autocast region, cond, ...) with products inside."""
+    if not isinstance(node.target, torch._ops.HigherOrderOperator):
+        return None
+    inside = [
+        inner
+        for arg in node.all_input_nodes
+        if (region := subgraph(arg, ctx.root)) is not None
+        for inner in region.graph.nodes
+        if inner.target is LINEAR or inner.target in CONVS or inner.target in PRODUCTS
+    ]
+    if not inside:
+        return None
+    if all(arg.op == "get_attr" for arg in node.all_input_nodes):
+        return Digital("rule", "computes a weight, no activation", 0, module_path(node))
+    reason = f"{len(inside)} products inside a {node.target.name()} region"
+    return Digital("unsupported", reason, sum(map(count_macs, inside)), module_path(node))
 
 
 def _placeholders(node: fx.Node) -> bool:
