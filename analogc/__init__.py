@@ -1,9 +1,9 @@
 """analogc: compile any PyTorch model to analog in-memory-computing tiles.
 
-    compiled = analogc.compile(model, (x,), target="generic-8bit")
-    y = compiled(x)
-    print(compiled)             # the graph, with shapes and tiles
-    print(compiled.coverage)    # what went analog, and why the rest did not
+compiled = analogc.compile(model, (x,), target="generic-8bit")
+y = compiled(x)
+print(compiled)             # the graph, with shapes and tiles
+print(compiled.coverage)    # what went analog, and why the rest did not
 """
 
 from . import errors, targets
@@ -13,7 +13,6 @@ from .compiler.coverage import CoverageReport
 from .compiler.model import CompiledModel
 from .passes.pipeline import DEFAULT_PASSES
 from .passes.select_analog import LayerInfo
-
 from .runtime.converters import Converter
 from .runtime.devices import GaussianDevice, IdealDevice
 from .runtime.mapping import TileMapping

@@ -136,7 +136,7 @@ def _describe(model: CompiledModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _signature_to_json(signature: Signature) -> dict[str, Any]:
-    leaves = []
+    leaves: list[dict[str, Any]] = []
     for leaf, name in zip(signature.leaves, signature.names, strict=True):
         if isinstance(leaf, TensorLeaf):
             dtype = str(leaf.dtype).removeprefix("torch.")
@@ -160,7 +160,7 @@ def _checksum(text: str, tensors: dict[str, Tensor]) -> str:
         value = tensors[name]
         digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
         if value.numel():
-            digest.update(memoryview(value.contiguous().reshape(-1).view(torch.uint8).numpy()))
+            digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -357,7 +357,7 @@ def _restore_values(
     env = ShapeEnv()
     mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
     symbols: dict[str, Any] = {}
-    inputs = []
+    inputs: list[Tensor | None] = []
     for data in nodes:
         if data["op"] != "placeholder":
             continue

@@ -91,7 +91,7 @@ def check_source(source: Source) -> None:
             f"model must be an nn.Module, GraphModule or ExportedProgram, got "
             f"{type(model).__name__}"
         )
-    for path, part in [] if source.fixed else model.named_modules():
+    for path, part in [] if isinstance(model, ExportedProgram) else model.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
             raise UnsupportedError(
                 f"submodule {path!r} is a TorchScript module, which torch.export cannot capture",

@@ -133,7 +133,7 @@ def _value_to_json(value: Any) -> Any:
     if isinstance(value, Tensor):
         shape = [
             {"symbol": str(size), "hint": int(size.node.hint)} if fixed is None else fixed
-            for size, fixed in ((size, static_size(size)) for size in value.shape)
+            for size, fixed in ((size, static_size(size)) for size in list[Any](value.shape))
         ]
         return {"shape": shape, "dtype": str(value.dtype).removeprefix("torch.")}
     return None

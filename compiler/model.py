@@ -40,6 +40,16 @@ class CompiledModel(fx.GraphModule):
     it is first asked for. Made by ``analogc.compile`` and ``analogc.load``.
     """
 
+    _root: Holder
+    _ctx: PassContext
+    _programs: dict[Mode, Program]
+    _passes: tuple[Pass, ...]
+    _source: Source | None
+    _data: Iterable[Any] | None
+    _check: bool
+    _program: Program
+    _function: Callable[..., Any]
+
     def __init__(
         self,
         root: Holder,
@@ -89,7 +99,7 @@ class CompiledModel(fx.GraphModule):
         # fx puts the graph's function and its own __call__ on the class made for this object;
         # ours go first, and call that function with the root holder for its self.
         self.__dict__["_function"] = kind.__dict__["forward"]
-        kind.forward = _own_copy(CompiledModel.forward)
+        setattr(kind, "forward", _own_copy(CompiledModel.forward))  # noqa: B010
         if "__call__" in kind.__dict__:
             del kind.__call__
         return code
@@ -330,8 +340,11 @@ class CompiledModel(fx.GraphModule):
         }  # fmt: skip
         new = CompiledModel.__new__(CompiledModel)
         memo[id(self)] = new
-        held = {name: a.programmed for name, a in self._arrays()
-                if a.programmed is not None and a.is_current(self.live_weight(name).detach())}  # fmt: skip
+        held = {
+            name: array.programmed
+            for name, array in self._arrays()
+            if array.programmed is not None and array.is_current(self.live_weight(name).detach())
+        }
         counts = {name: (a.times_programmed, a.calls) for name, a in ctx.arrays.items()}
         CompiledModel.__init__(new, root, ctx, programs, self._passes, source, self._data,
                                self._check)  # fmt: skip

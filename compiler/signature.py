@@ -65,7 +65,7 @@ class Signature:
         args, kwargs = in_spec.children()
         simple = (
             kwargs.num_leaves == 0
-            and args.num_leaves == args.num_children
+            and all(child.is_leaf() for child in args.children())
             and all(isinstance(leaf, TensorLeaf) for leaf in leaves)
         )
         return cls(in_spec, out_spec, leaves, names, simple, out_spec.is_leaf(), parameters)
@@ -132,8 +132,8 @@ class Signature:
                 given[name] = default.default
         for name in list(given):
             if name not in wanted:
-                value, p = given.pop(name), self.parameters.parameters.get(name)
-                if p is None or not _same(value, p.default):
+                value, unused = given.pop(name), self.parameters.parameters.get(name)
+                if unused is None or not _same(value, unused.default):
                     raise InputError(
                         f"argument {name!r} was not given when the model was compiled",
                         fix=f"compile with it: compile(model, ..., kwargs={{{name!r}: ...}})",

@@ -26,7 +26,7 @@ class TileTable(tuple[TileMapping, ...]):
         return cls(found.values())
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         """Number of tiles."""
         return sum(mapping.tiles for mapping in self)
 
@@ -40,7 +40,7 @@ class TileTable(tuple[TileMapping, ...]):
 
     def summary(self) -> str:
         """One line."""
-        return f"{self.count} tiles in {len(self)} arrays, {100 * self.utilisation:.1f} % used"
+        return f"{self.total} tiles in {len(self)} arrays, {100 * self.utilisation:.1f} % used"
 
     def __str__(self) -> str:
         lines = [self.summary()]

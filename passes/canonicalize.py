@@ -17,7 +17,7 @@ from torch import fx
 
 from .base import Pass, PassContext, PassResult, finish
 from .emit import Emitter
-from .stationary import stationary_nodes, without_transpose
+from .stationary import live_nodes, stationary_nodes, without_transpose
 
 aten = torch.ops.aten
 LINEAR = aten.linear.default
@@ -38,9 +38,9 @@ class Canonicalize(Pass):
         for node in list(module.graph.nodes):
             if node.op == "call_function" and node.target is aten.detach_.default:
                 modified |= _functional_detach(node)
-        fixed = stationary_nodes(module.graph)
+        fixed, live = stationary_nodes(module.graph), live_nodes(module.graph)
         for node in list(module.graph.nodes):
-            if node.op != "call_function" or node in fixed:
+            if node.op != "call_function" or node not in live:
                 continue
             handler = _HANDLERS.get(node.target)
             if handler is not None:
@@ -78,16 +78,20 @@ def _transpose(emit: Emitter, weight: fx.Node, fixed: set[fx.Node]) -> fx.Node:
 
 
 def _linear(node: fx.Node, fixed: set[fx.Node]) -> bool:
-    weight = node.args[1]
-    assert isinstance(weight, fx.Node), "linear has a tensor weight"
-    if weight not in fixed or _dims(weight) == 2:
-        return False
+    x, weight = node.args[:2]
+    assert isinstance(x, fx.Node) and isinstance(weight, fx.Node), "linear has tensor operands"
+    bias = node.args[2] if len(node.args) > 2 else None
     emit = _emitter(node)
-    row = emit.call(aten.unsqueeze.default, weight, 0)
-    y = emit.call(LINEAR, node.args[0], row)
-    y = emit.call(aten.squeeze.dim, y, -1)
-    if len(node.args) > 2 and node.args[2] is not None:
-        y = emit.call(aten.add.Tensor, y, node.args[2])
+    if weight in fixed and _dims(weight) == 1:
+        row = emit.call(aten.unsqueeze.default, weight, 0)
+        y = emit.call(aten.squeeze.dim, emit.call(LINEAR, x, row), -1)
+    elif x in fixed and weight not in fixed and _dims(x) == _dims(weight) == 2:
+        # The stored operand is the first: x W^T = (W x^T)^T.
+        y = emit.call(aten.t.default, emit.call(LINEAR, weight, x))
+    else:
+        return False
+    if bias is not None:
+        y = emit.call(aten.add.Tensor, y, bias)
     emit.replace(y)
     return True
 
@@ -172,6 +176,7 @@ def _conv_with_text_padding(node: fx.Node, fixed: set[fx.Node]) -> bool:
     emit = _emitter(node)
     sides = [0] * dims
     if padding == "same":
+        assert isinstance(weight, fx.Node), "a convolution has a tensor weight"
         kernel = weight.meta["val"].shape[2:]
         totals = [d * (int(k) - 1) for d, k in zip(dilation, kernel, strict=True)]
         sides = [total // 2 for total in totals]

@@ -54,9 +54,7 @@ class DeriveWeights(Pass):
         return finish(module, modified)
 
 
-def _collapse(
-    result: fx.Node, user: fx.Node, name: str, key: str, ctx: PassContext
-) -> fx.Node:
+def _collapse(result: fx.Node, user: fx.Node, name: str, key: str, ctx: PassContext) -> fx.Node:
     sources = leaves(result)
     target = _module_for(result, sources, name, key, ctx)
     graph = user.graph

@@ -24,7 +24,7 @@ from .emit import fake_mode, take_place
 
 @dataclass(frozen=True, slots=True)
 class RewriteAnalog(Pass):
-    """``aten.linear`` / ``aten.convNd`` with a TileMapping becomes ``analogc.linear`` / ``convNd``."""
+    """Every ``aten`` layer with a TileMapping becomes the ``analogc`` operator of its name."""
 
     name: ClassVar[str] = "rewrite-analog"
 

@@ -19,7 +19,7 @@ from ..runtime.mapping import Digital
 from .base import META, Pass, PassContext, PassResult, module_path
 from .canonicalize import CONVS, LINEAR
 from .inline_regions import subgraph
-from .stationary import expression_key, leaves, stationary_nodes
+from .stationary import expression_key, leaves, live_nodes, stationary_nodes
 
 aten = torch.ops.aten
 
@@ -69,18 +69,22 @@ class SelectAnalog(Pass):
 
     def __call__(self, module: fx.GraphModule, ctx: PassContext) -> PassResult:
         """Annotate ``module``; the graph itself is left as it is."""
-        fixed = stationary_nodes(module.graph)
+        fixed, live = stationary_nodes(module.graph), live_nodes(module.graph)
         names = _Names(ctx)
         for node in module.graph.nodes:
             if node.op == "call_function" and node not in fixed:
-                record = _record(node, fixed, names, ctx) or _hidden(node, ctx)
+                record = _record(node, fixed, live, names, ctx) or _hidden(node, live, ctx)
                 if record is not None:
                     node.meta[META] = record
         return PassResult(module, False)
 
 
 def _record(
-    node: fx.Node, fixed: set[fx.Node], names: _Names, ctx: PassContext
+    node: fx.Node,
+    fixed: set[fx.Node],
+    live: set[fx.Node],
+    names: _Names,
+    ctx: PassContext,
 ) -> Analog | Digital | None:
     path = module_path(node)
     if not is_compute(node):
@@ -89,6 +93,8 @@ def _record(
     macs = count_macs(node)
     if not is_layer and node.target not in PRODUCTS:
         return Digital("rule", "no multiply with a weight", 0, path)
+    if node not in live:
+        return Digital("rule", "computes a weight, no activation", 0, path)
     operands = [arg for arg in node.all_input_nodes if arg in fixed]
     if not is_layer:
         if not operands:
@@ -98,20 +104,30 @@ def _record(
     weight = node.args[1]
     assert isinstance(weight, fx.Node), "a layer has a tensor weight"
     if weight not in fixed:
-        mutable = any(leaf.op == "get_attr" for leaf in leaves(weight))
         reason = (
-            "its weight changes within a forward"
-            if mutable and not _placeholders(weight)
-            else "activation x activation: nothing to store"
+            "activation x activation: nothing to store"
+            if weight in live
+            else "its weight changes within a forward"
         )
         return Digital("rule", reason, macs, path)
+    unfit = _unfit(weight)
+    if unfit is not None:
+        return Digital("rule", unfit, macs, path)
     info = _info(node, weight, names, path, macs)
     if ctx.select is not None and not ctx.select(info):
         return Digital("choice", "kept digital by select=", macs, path)
     return Analog(info, names.array(weight))
 
 
-def _hidden(node: fx.Node, ctx: PassContext) -> Digital | None:
+def _unfit(weight: fx.Node) -> str | None:
+    """Why tiles cannot hold a weight, if they cannot."""
+    value = weight.meta["val"]
+    if not value.dtype.is_floating_point:
+        return f"its weight is {str(value.dtype).removeprefix('torch.')}: tiles hold real numbers"
+    return "its weight is empty" if value.numel() == 0 else None
+
+
+def _hidden(node: fx.Node, live: set[fx.Node], ctx: PassContext) -> Digital | None:
     """Record of a higher-order operator (autocast region, cond, ...) with products inside."""
     if not isinstance(node.target, torch._ops.HigherOrderOperator):
         return None
@@ -124,23 +140,10 @@ def _hidden(node: fx.Node, ctx: PassContext) -> Digital | None:
     ]
     if not inside:
         return None
-    if all(arg.op == "get_attr" for arg in node.all_input_nodes):
+    if node not in live:
         return Digital("rule", "computes a weight, no activation", 0, module_path(node))
-    reason = f"{len(inside)} products inside a {node.target.name()} region"
+    reason = f"{len(inside)} products inside a {node.target.__name__} region"
     return Digital("unsupported", reason, sum(map(count_macs, inside)), module_path(node))
-
-
-def _placeholders(node: fx.Node) -> bool:
-    stack, seen = [node], {node}
-    while stack:
-        at = stack.pop()
-        if at.op == "placeholder":
-            return True
-        for arg in at.all_input_nodes:
-            if arg not in seen:
-                seen.add(arg)
-                stack.append(arg)
-    return False
 
 
 def is_compute(node: fx.Node) -> bool:
@@ -161,9 +164,7 @@ _BOOKKEEPING = {
 }  # fmt: skip
 
 
-def _info(
-    node: fx.Node, weight: fx.Node, names: _Names, path: str, macs: int
-) -> LayerInfo:
+def _info(node: fx.Node, weight: fx.Node, names: _Names, path: str, macs: int) -> LayerInfo:
     stack = node.meta.get("nn_module_stack") or {}
     kind = next(reversed(stack.values()))[1] if stack else ""
     kind = kind if isinstance(kind, str) else getattr(kind, "__name__", "")

@@ -38,6 +38,15 @@ def stationary_nodes(graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
+def live_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes that depend on an input of the model: activations."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or any(arg in found for arg in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
 def _is_pure(target: Any) -> bool:
     if target is operator.getitem:
         return True
@@ -70,7 +79,7 @@ def _writes(node: fx.Node) -> list[fx.Node]:
     if where is not None:
         *statistics, training = (node.args[i] for i in where)
         return [arg for arg in statistics if training and isinstance(arg, fx.Node)]
-    out = []
+    out: list[fx.Node] = []
     for i, arg in enumerate(node.target._schema.arguments):
         if arg.alias_info is None or not arg.alias_info.is_write:
             continue

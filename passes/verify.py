@@ -78,7 +78,7 @@ def _check_mapping(node: fx.Node, mapping: TileMapping, ctx: PassContext) -> Non
     shape = tuple(int(size) for size in weight.meta["val"].shape)
     if shape != mapping.weight_shape:
         raise _broken(node, f"maps a weight of {mapping.weight_shape} but has one of {shape}")
-    spec = parse(node.args[-2])
+    spec = parse(str(node.args[-2]))
     if spec.rows != mapping.row_bounds:
         raise _broken(node, f"runs row blocks {spec.rows} but maps {mapping.row_bounds}")
     logical = mapping.tile_cols // mapping.columns_per_weight

@@ -91,6 +91,7 @@ def _add_one(histogram: Histogram, series: int, values: Tensor) -> None:
     for name in ("counts", "limit", "peak"):
         setattr(one, name, getattr(histogram, name)[series : series + 1])
     one.add(values)
+    histogram.finite &= one.finite
     for name in ("counts", "limit", "peak"):
         getattr(histogram, name)[series] = getattr(one, name)[0]
 
@@ -99,7 +100,7 @@ class _Interpreter(fx.Interpreter):
     """Runs the graph digitally and shows every analog layer's input to its observer."""
 
     def __init__(self, graph: fx.Graph, root: torch.nn.Module, watched: set[fx.Node]) -> None:
-        super().__init__(root, graph=graph)  # type: ignore[arg-type]
+        super().__init__(root, graph=graph)
         self.watched = watched
         self.observers: dict[fx.Node, _Observer] = {}
 
@@ -161,13 +162,21 @@ def calibrate(
         raise InputError(
             "calibration data is empty", fix="pass at least one batch, or none to use the examples"
         )
-    silent = []
+    silent, broken = [], []
     with torch.no_grad():
         for node, observer in interpreter.observers.items():
+            mapping: TileMapping = node.meta["analogc"]
             ranges = [_buffer(root, node.args[i]) for i in (3, 4)]
             if not observer.choose(how, ranges[0], ranges[1]):
-                mapping: TileMapping = node.meta["analogc"]
                 silent.append(mapping.layer)
+            if not (observer.inputs.finite and observer.sums.finite):
+                broken.append(mapping.layer)
+    if broken:
+        warnings.warn(
+            f"calibration data is NaN or infinite at {', '.join(broken)}: those values are left "
+            "out of the ranges",
+            stacklevel=2,
+        )
     if silent:
         warnings.warn(
             f"calibration data is zero at the input of {', '.join(silent)}: range 1 is used there",

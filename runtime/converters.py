@@ -6,9 +6,9 @@ zero is exact and sign is free, rounded half to even.
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 from torch import Tensor
@@ -50,10 +50,10 @@ class Converter:
                     f"Converter.range must be 'calibrated', 'dynamic', 'full' or a number, "
                     f"got {self.range!r}"
                 )
-        elif not isinstance(self.range, int | float) or isinstance(self.range, bool):
-            raise InputError(f"Converter.range must be a name or a number, got {self.range!r}")
-        elif not (math.isfinite(self.range) and self.range > 0):
-            raise InputError(f"Converter.range must be positive and finite, got {self.range!r}")
+        elif not is_number(self.range) or self.range <= 0:
+            raise InputError(
+                f"Converter.range must be a name or a positive finite number, got {self.range!r}"
+            )
         if not isinstance(self.per_column, bool):
             raise InputError(f"Converter.per_column must be a bool, got {self.per_column!r}")
         if self.per_column and self.range != "calibrated":
@@ -63,6 +63,13 @@ class Converter:
     def levels(self) -> int:
         """Steps on each side of zero: ``2^(bits-1) - 1``."""
         return (1 << (self.bits - 1)) - 1
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """True for what JSON calls a number and a float can hold: no bool, NaN or infinity."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def to_codes(x: Tensor, range: Tensor, levels: int) -> Tensor:

@@ -49,7 +49,7 @@ class DerivedWeight(nn.Module):
 
     def _evaluate(self, *sources: Tensor) -> Tensor:
         # The value is shared by calls inside and outside autocast, so it is computed outside.
-        with torch.autocast(sources[0].device.type, enabled=False):
+        with torch.autocast(sources[0].device.type if sources else "cpu", enabled=False):
             value: Tensor = self.expression(*sources)
         return value
 

@@ -20,12 +20,19 @@ class Histogram:
         self.counts = torch.zeros(series, bins, dtype=torch.float64, device=device)
         self.limit = torch.zeros(series, dtype=torch.float64, device=device)
         self.peak = torch.zeros(series, dtype=torch.float64, device=device)
+        self.finite = True
 
     def add(self, values: Tensor) -> None:
-        """Count ``values`` ``[series, M]``; of very many, an even sample (the peak is exact)."""
+        """Count ``values`` ``[series, M]``; of very many, an even sample (the peak is exact).
+
+        Values that are not finite count as zero; ``finite`` tells whether there were any.
+        """
         if values.shape[1] == 0:
             return
         size = values.detach().abs().to(torch.float64)
+        if not bool(size.sum().isfinite()):
+            self.finite = False
+            size = torch.nan_to_num(size, nan=0.0, posinf=0.0)
         peak = size.amax(dim=1)
         self.peak = torch.maximum(self.peak, peak)
         self._grow(peak)
@@ -61,10 +68,8 @@ class Histogram:
     def _least_error(self, width: Tensor, levels: int) -> Tensor:
         steps = torch.arange(self.bins, dtype=torch.float64, device=self.counts.device)
         centre = (steps + 0.5) * width
-        # Tail sums of counts, counts*v and counts*v^2 from each bin on, and head sums of counts*v^2.
-        tails = [
-            (self.counts * centre**power).flip(1).cumsum(1).flip(1) for power in (0, 1, 2)
-        ]
+        # Sums of counts, counts * v and counts * v^2 from each bin to the last.
+        tails = [(self.counts * centre**power).flip(1).cumsum(1).flip(1) for power in (0, 1, 2)]
         total = [tail[:, :1] for tail in tails]
         grid = torch.linspace(8, self.bins, _CANDIDATES, device=steps.device).long()
         clip = grid * width  # [series, candidates]

@@ -76,7 +76,7 @@ class TileMapping:
         """Mapping from plain values; FormatError if they are not one."""
         if not isinstance(data, dict):
             raise FormatError("a tile mapping must be a JSON object")
-        fields = {
+        fields: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
         }
         for f in dataclasses.fields(cls):

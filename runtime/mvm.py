@@ -149,7 +149,7 @@ class ConvMVM:
             return x
         if self.groups == 1:
             return x[:, first:last]
-        grouped = x.unflatten(1, (self.groups, self.channels))
+        grouped: Tensor = x.unflatten(1, (self.groups, self.channels))
         return grouped[:, :, first:last].flatten(1, 2)
 
     def peak(self, part: Tensor) -> Tensor:
@@ -250,7 +250,7 @@ class PatchMVM(ConvMVM):
 
     def multiply(self, part: Tensor, weight: Tensor, block: int) -> Tensor:
         """One batched GEMM over groups."""
-        matrix = weight.flatten(1)[:, self._rows(block)].unflatten(0, (self.groups, -1))
+        matrix: Tensor = weight.flatten(1)[:, self._rows(block)].unflatten(0, (self.groups, -1))
         return part @ matrix.mT
 
     def columns(self, values: Tensor) -> Tensor:
@@ -259,12 +259,14 @@ class PatchMVM(ConvMVM):
 
     def finish(self, y: Tensor) -> Tensor:
         """``[B, N, *out]``."""
-        return y.mT.flatten(1, 2).unflatten(2, self.out)
+        out: Tensor = y.mT.flatten(1, 2).unflatten(2, self.out)
+        return out
 
     def start(self, grad: Tensor) -> Tensor:
         """``[B, groups, patches, N / groups]``."""
         self.out = tuple(grad.shape[2:])
-        return grad.flatten(2).unflatten(1, (self.groups, -1)).mT
+        grouped: Tensor = grad.flatten(2).unflatten(1, (self.groups, -1))
+        return grouped.mT
 
     def grad_input(self, grad: Tensor, weight: Tensor, x: Tensor, block: int) -> Tensor:
         """Transposed convolution: the adjoint of building patches and multiplying them."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from . import kernels, tiles
 from .kernels import Ranges
 from .mvm import geometry
+from .noise import NoiseSource
 from .spec import LayerSpec, parse
 
 NAMES = ("linear", "conv1d", "conv2d", "conv3d")
@@ -85,6 +86,21 @@ def _memory_format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
+def _check_operands(x: Tensor, weight: Tensor, groups: int, spec: LayerSpec) -> None:
+    # Row blocks slice their operands, and a slice fits whatever the size.
+    channel = -1 if weight.dim() == 2 else 1 - weight.dim()
+    torch._check(
+        x.dim() >= -channel
+        and x.shape[channel] == weight.shape[1] * groups
+        and spec.rows[-1] == weight.shape[1:].numel()
+        and x.is_floating_point(),
+        lambda: (
+            f"analog layer: {x.dtype} input {list(x.shape)}, weight {list(weight.shape)}, "
+            f"{groups} group(s) and {spec.rows[-1]} rows do not fit"
+        ),
+    )
+
+
 @torch.no_grad()
 def _simulate(
     x: Tensor,
@@ -100,11 +116,12 @@ def _simulate(
     key: str,
     want_mask: bool,
 ) -> tuple[Tensor, Tensor | None]:
+    _check_operands(x, weight, groups, spec)
     held = _programmed(weight, spec, key)
     noise = None
     if spec.output_noise > 0:
         array = tiles.find(key)
-        noise = array.next_call() if array else tiles.NoiseSource().key("stateless", 0)
+        noise = array.next_call() if array else NoiseSource().key("stateless", 0)
     mvm = geometry(spec, weight.shape, stride, padding, dilation, groups)
     single = weight.dim() > 2 and x.dim() == weight.dim() - 1
     batched = x.unsqueeze(0) if single else x

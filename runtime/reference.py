@@ -153,7 +153,8 @@ def linear(
             p = adc(p, adc_range[r].to(x.dtype), spec.adc.bits)
         parts.append(p)
         gains.append(full * scale)
-    return accumulate(parts, gains, bias)
+    y: Tensor = accumulate(parts, gains, bias)
+    return y
 
 
 def conv(
@@ -187,7 +188,7 @@ def conv(
     per_group = weight_shape[0] // groups
     for g, part in enumerate(x.chunk(groups, dim=1)):
         patches = F.unfold(
-            part, list(kernel), list(dilation), list(padding), list(stride)
+            part, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride)
         ).mT  # [B, P, K]
         columns = slice(g * per_group, (g + 1) * per_group)
         wide = adc_range

@@ -31,8 +31,9 @@ class LayerSpec:
 
     def __post_init__(self) -> None:
         rows = self.rows
-        if len(rows) < 2 or rows[0] != 0 or any(a >= b for a, b in zip(rows, rows[1:], strict=False)):
-            raise FormatError(f"row blocks must rise from 0, got {rows}")
+        rising = all(a < b for a, b in zip(rows, rows[1:], strict=False))
+        if len(rows) < 2 or rows[0] != 0 or not rising or any(type(row) is not int for row in rows):
+            raise FormatError(f"row blocks must be integers that rise from 0, got {rows}")
 
     @classmethod
     def of(cls, target: Target, rows: tuple[int, ...]) -> LayerSpec:
@@ -79,13 +80,14 @@ def parse(text: str) -> LayerSpec:
     """LayerSpec of the text of ``to_text``; FormatError if it is not one."""
     try:
         data = json.loads(text)
-        return LayerSpec(
-            rows=tuple(data["rows"]),
+        # A target checks all values.
+        target = Target(
             dac=converter_from_dict(data["dac"], "dac"),
             adc=converter_from_dict(data["adc"], "adc"),
             weight_scale=data["weight_scale"],
             device=device_from_dict(data["device"]),
             output_noise=data["output_noise"],
         )
-    except (ValueError, KeyError, TypeError) as err:
+        return LayerSpec.of(target, tuple(data["rows"]))
+    except (ValueError, KeyError, TypeError, RecursionError) as err:
         raise FormatError(f"not a layer spec: {err}") from None

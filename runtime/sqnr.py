@@ -85,7 +85,8 @@ def warn_of_waste(uses: Iterable[RangeUse]) -> None:
     """Warn once, naming the worst layers, if fixed ADC ranges waste more than a bit or clip."""
     uses = list(uses)
     waste = sorted((u for u in uses if u.loss_db > WORTH_A_WARNING_DB), key=lambda u: -u.loss_db)
-    clips = sorted((u for u in uses if u.adc_range < expected_sigma(u.rows)), key=lambda u: u.loss_db)
+    low = (u for u in uses if u.adc_range < expected_sigma(u.rows))
+    clips = sorted(low, key=lambda u: u.loss_db)
     for found, what in ((waste, "waste"), (clips, "clip")):
         if not found:
             continue

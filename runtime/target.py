@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .converters import Converter
+from .converters import Converter, is_number
 from .devices import KINDS, Device, IdealDevice
 from .errors import FormatError, InputError
 
@@ -62,10 +61,8 @@ class Calibration:
             raise InputError(
                 f"Calibration.method must be 'mse', 'percentile' or 'absmax', got {self.method!r}"
             )
-        if not isinstance(self.percentile, int | float) or not 0 < self.percentile <= 100:
-            raise InputError(
-                f"Calibration.percentile must be in (0, 100], got {self.percentile!r}"
-            )
+        if not is_number(self.percentile) or not 0 < self.percentile <= 100:
+            raise InputError(f"Calibration.percentile must be in (0, 100], got {self.percentile!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +108,8 @@ class Target:
         if not isinstance(self.device, Device) or self.device.kind not in KINDS:
             raise InputError(f"Target.device must be a device model, got {self.device!r}")
         noise = self.output_noise
-        if not isinstance(noise, int | float) or isinstance(noise, bool):
-            raise InputError(f"Target.output_noise must be a number, got {noise!r}")
-        if not (math.isfinite(noise) and noise >= 0):
-            raise InputError(f"Target.output_noise must be finite and >= 0, got {noise!r}")
+        if not is_number(noise) or noise < 0:
+            raise InputError(f"Target.output_noise must be a finite number >= 0, got {noise!r}")
         if not isinstance(self.calibration, Calibration):
             raise InputError(f"Target.calibration must be a Calibration, got {self.calibration!r}")
 
@@ -156,7 +151,8 @@ class Target:
             if name in fields:
                 fields[name] = part(**_checked(fields[name], part, f"Target.{name}"))
         for name in ("dac", "adc"):
-            fields[name] = converter_from_dict(fields.get(name), f"Target.{name}")
+            if name in fields:
+                fields[name] = converter_from_dict(fields[name], f"Target.{name}")
         if "device" in fields:
             fields["device"] = device_from_dict(fields["device"])
         return cls(**fields)
@@ -184,7 +180,7 @@ def device_to_dict(device: Device) -> dict[str, Any]:
 
 def device_from_dict(data: object) -> Device:
     """Device model from plain values."""
-    if not isinstance(data, dict) or data.get("kind") not in KINDS:
+    if not isinstance(data, dict) or data.get("kind") not in list(KINDS):
         raise FormatError(f"unknown device {data!r}", fix=f"kind is one of {', '.join(KINDS)}")
     kind = KINDS[data["kind"]]
     return kind(**_checked(data, kind, "Target.device", extra=("kind",), drop=("kind",)))

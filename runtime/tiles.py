@@ -92,7 +92,7 @@ def channel_span(start: int, stop: int, taps: int) -> tuple[int, int]:
 
 
 def program(weight: Tensor, spec: LayerSpec, key: NoiseKey) -> Programmed:
-    """Write ``weight`` ([N, K] or [N, C, *kernel]) into devices; a pure function of its arguments."""
+    """Write ``weight`` ([N, K] or [N, C, *kernel]) into devices: a function of its arguments."""
     dtype = torch.promote_types(weight.dtype, torch.float32)
     with torch.no_grad():
         flat = weight.detach().reshape(weight.shape[0], -1).to(dtype)

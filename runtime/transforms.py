@@ -10,10 +10,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.function import _SingleLevelFunction
 
 from . import ops
+from .errors import UnsupportedError
 from .spec import parse
 
 
@@ -51,6 +52,29 @@ class _Layer(_SingleLevelFunction):
         return (grad_x, grad_w, grad_b, *[None] * (len(ctx.rest) + 2))
 
 
+class _Gradient(_SingleLevelFunction):
+    """The gradient of an analog layer, which has no derivative of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            found = torch.ops.analogc.saving_backward.default(*args)
+        return cast(tuple[Tensor, Tensor], found)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise UnsupportedError(
+            "second derivatives go through digital and ideal layers only: the gradient of a layer "
+            "with converters, devices or noise is straight-through, which has none",
+            fix="compile with target='ideal' to differentiate twice",
+        )
+
+
+def _gradient(*args: Any) -> tuple[Tensor, Tensor]:
+    with enable_single_level_autograd_function():
+        return cast(tuple[Tensor, Tensor], _Gradient.apply(*args))  # type: ignore[attr-defined]
+
+
 def _make_autograd(name: str) -> Callable[..., Tensor]:
     op = getattr(torch.ops.analogc, name).default
 
@@ -65,7 +89,7 @@ def _make_autograd(name: str) -> Callable[..., Tensor]:
         between = ((), (), (), 1) if name == "linear" else args[5:9]
         full = (*args[:5], *between, *args[-2:])
         with enable_single_level_autograd_function():
-            return cast(Tensor, _Layer.apply(*full))
+            return cast(Tensor, _Layer.apply(*full))  # type: ignore[attr-defined]
 
     return autograd
 
@@ -122,6 +146,9 @@ for _name in ops.NAMES:
         torch.library.impl(
             f"analogc::{_name}", f"Autocast{_device}", _make_autocast(_name, _device)
         )
+
+
+torch.library.impl("analogc::saving_backward", "Autograd", _gradient)
 
 
 def _vmap_pair(op: Callable[..., Any]) -> Callable[..., Any]:

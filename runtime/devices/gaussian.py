@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
+from ..converters import is_number
 from ..errors import InputError
 from ..noise import NoiseKey
 
@@ -24,10 +24,10 @@ class GaussianDevice:
     kind: ClassVar[str] = "gaussian"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sigma, int | float) or isinstance(self.sigma, bool):
-            raise InputError(f"GaussianDevice.sigma must be a number, got {self.sigma!r}")
-        if not (math.isfinite(self.sigma) and self.sigma >= 0):
-            raise InputError(f"GaussianDevice.sigma must be finite and >= 0, got {self.sigma!r}")
+        if not is_number(self.sigma) or self.sigma < 0:
+            raise InputError(
+                f"GaussianDevice.sigma must be a finite number >= 0, got {self.sigma!r}"
+            )
 
     @property
     def is_ideal(self) -> bool:
