@@ -86,7 +86,7 @@ class CoverageReport:
         bad = f", {len(self.unsupported)} unsupported" if self.unsupported else ""
         return (
             f"{len(self.analog)} layers analog, {100 * self.analog_share:.1f} % of "
-            f"{_count(self.macs)} MACs{left}{bad}"
+            f"{count_text(self.macs)} MACs{left}{bad}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class CoverageReport:
             share = 100 * row.macs / self.macs if self.macs else 0.0
             what = "analog " if row.kind == "analog" else "digital"
             why = row.module or row.reason if row.kind == "analog" else row.reason
-            lines.append(f"  {what} {row.node:<24} {_count(row.macs):>8} {share:5.1f} %  {why}")
+            lines.append(f"  {what} {row.node:<24} {count_text(row.macs):>8} {share:5.1f} %  {why}")
         shown = set(products)
         others = Counter(row.op for row in self.rows if row not in shown)
         if others:
@@ -117,24 +117,37 @@ class CoverageReport:
         return "\n".join(lines)
 
     def __rich__(self) -> Any:
-        """Table for rich."""
+        """Table for rich: the layers and products; a count of the other digital nodes below."""
+        from rich.markup import escape
         from rich.table import Table
 
-        table = Table(title=self.summary(), title_justify="left")
-        for column in ("node", "op", "module", "where", "why", "MACs"):
-            table.add_column(column, justify="right" if column == "MACs" else "left")
-        for row in self.rows:
-            if row.kind == "rule" and not row.macs:
-                continue
+        listed = [row for row in self.rows if row.kind != "rule" or row.macs]
+        others = Counter(row.op for row in self.rows if row.kind == "rule" and not row.macs)
+        counted = ", ".join(f"{n} {op}" for op, n in sorted(others.items()))
+        table = Table(
+            title=escape(self.summary()),
+            title_justify="left",
+            caption=escape(f"digital, no multiply with a weight: {counted}") if others else None,
+            caption_justify="left",
+        )
+        why = any(row.kind != "analog" for row in listed)
+        for column in ("node", "op", "module", "where", *(["why"] if why else []), "MACs", "share"):
+            right = column in ("MACs", "share")
+            table.add_column(column, justify="right" if right else "left", no_wrap=right)
+        for row in listed:
             analog = row.kind == "analog"
+            share = 100 * row.macs / self.macs if self.macs else 0.0
             table.add_row(
-                row.node, row.op, row.module, "[green]analog" if analog else "[yellow]digital",
-                "" if analog else row.reason, _count(row.macs),
+                escape(row.node), escape(row.op), escape(row.module),
+                "[green]analog" if analog else "[yellow]digital",
+                *(["" if analog else escape(row.reason)] if why else []),
+                count_text(row.macs), f"{share:.1f} %",
             )  # fmt: skip
         return table
 
 
-def _count(number: int) -> str:
+def count_text(number: int) -> str:
+    """``number`` in three figures or so: ``589.8k``."""
     size = float(number)
     for unit in ("", "k", "M", "G", "T"):
         if size < 1000 or unit == "T":

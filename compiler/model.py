@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import operator
 import secrets
@@ -26,6 +27,7 @@ from .capture import Source
 from .coverage import CoverageReport
 from .holder import Holder, mode_of, modules_of
 from .printing import format_graph
+from .signature import Signature
 from .tile_table import TileTable
 from .weights import WeightMap
 
@@ -99,7 +101,12 @@ class CompiledModel(fx.GraphModule):
         # fx puts the graph's function and its own __call__ on the class made for this object;
         # ours go first, and call that function with the root holder for its self.
         self.__dict__["_function"] = kind.__dict__["forward"]
-        setattr(kind, "forward", _own_copy(CompiledModel.forward))  # noqa: B010
+        forward = _own_copy(CompiledModel.forward)
+        program = self.__dict__.get("_program")
+        if program is not None and program.signature.parameters is not None:
+            # What the model's own forward takes, for help() and for whoever looks at it.
+            forward.__signature__ = _as_method(program.signature.parameters)
+        setattr(kind, "forward", forward)  # noqa: B010
         if "__call__" in kind.__dict__:
             del kind.__call__
         return code
@@ -169,6 +176,12 @@ class CompiledModel(fx.GraphModule):
         return self._ctx.noise.seed
 
     @property
+    def signature(self) -> Signature:
+        """What the current graph takes and gives."""
+        signature: Signature = self._program.signature
+        return signature
+
+    @property
     def coverage(self) -> CoverageReport:
         """What went to the tiles, what stayed digital, and why."""
         return CoverageReport.of(self.graph)
@@ -196,6 +209,23 @@ class CompiledModel(fx.GraphModule):
     def ir(self) -> str:
         """Printed form of the current graph: one line a node, with shapes and tiles."""
         return format_graph(self.graph)
+
+    def to_dot(self) -> str:
+        """DOT text of the current graph, for Graphviz."""
+        from .picture import to_dot
+
+        return to_dot(self.graph)
+
+    def to_html(self, path: str | Path) -> None:
+        """Write a self-contained page: graph, coverage, tiles, and what each pass did."""
+        from .picture import to_html
+
+        Path(path).write_text(to_html(self), encoding="utf-8")
+
+    def _repr_html_(self) -> str:
+        from .picture.page import fragment
+
+        return fragment(self)
 
     def __str__(self) -> str:
         mode = "train" if self.training else "eval"
@@ -370,6 +400,15 @@ def _own_copy(function: Any) -> Any:
     new = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
     new.__doc__ = function.__doc__
     return new
+
+
+def _as_method(signature: inspect.Signature) -> inspect.Signature:
+    first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    rest = [
+        p.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) if p.name == "self" else p
+        for p in signature.parameters.values()
+    ]
+    return signature.replace(parameters=[first, *rest])
 
 
 def _from_pickle(data: bytes) -> CompiledModel:

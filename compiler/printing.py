@@ -50,7 +50,7 @@ def format_graph(graph: fx.Graph) -> str:
 def _line(node: fx.Node, symbols: Symbols) -> tuple[str, str]:
     if node.op == "output":
         return "output", _argument(node.args[0], symbols)
-    left = f"%{node.name}: {_type(node.meta.get('val'), symbols)}"
+    left = f"%{node.name}: {type_text(node.meta.get('val'), symbols)}"
     if node.op == "placeholder":
         return left, "input"
     mapping = node.meta.get(META)
@@ -85,12 +85,13 @@ def _argument(value: Any, symbols: Symbols) -> str:
     return str(value).removeprefix("torch.")
 
 
-def _type(value: Any, symbols: Symbols) -> str:
+def type_text(value: Any, symbols: Symbols) -> str:
+    """Type of a node's value, for example ``f32[s0, 3, 8, 8]``."""
     if isinstance(value, Tensor):
         sizes = ", ".join(symbols.text(size) for size in value.shape)
         return f"{_SHORT.get(value.dtype, str(value.dtype))}[{sizes}]"
     if isinstance(value, list | tuple):
-        return "(" + ", ".join(_type(item, symbols) for item in value) + ")"
+        return "(" + ", ".join(type_text(item, symbols) for item in value) + ")"
     if isinstance(value, torch.SymInt):
         return symbols.text(value)
     return type(value).__name__

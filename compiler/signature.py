@@ -95,23 +95,29 @@ class Signature:
         if len(args) != want_args.num_children or set(kwargs) != set(names):
             args, kwargs = self._rebind(args, kwargs, want_args.num_children, names)
         kwargs = {name: kwargs[name] for name in names}
+        wrong = "inputs are not structured as at compile time"
+        fix = f"it was compiled for {self.in_spec}"
         try:
-            return list(fx_pytree.tree_flatten_spec((args, kwargs), self.in_spec))
+            flat = list(fx_pytree.tree_flatten_spec((args, kwargs), self.in_spec))
         except Exception as err:
-            raise InputError(
-                f"inputs are not structured as at compile time: {err}",
-                fix=f"it was compiled for {self.in_spec}",
-            ) from None
+            raise InputError(f"{wrong}: {err}", fix=fix) from None
+        # The flattening above passes over keys that it does not know.
+        given = len(pytree.tree_leaves((args, kwargs)))
+        if given != len(flat):
+            raise InputError(f"{wrong}: {given} values in place of {len(flat)}", fix=fix)
+        return flat
 
     def _rebind(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], positional: int, names: list[str]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        wrong = InputError(
-            f"called with {len(args)} positional arguments and keywords {sorted(kwargs)}",
-            fix=f"it was compiled for {positional} positional arguments and keywords {names}",
-        )
+        def wrong() -> InputError:
+            return InputError(
+                f"called with {len(args)} positional arguments and keywords {sorted(kwargs)}",
+                fix=f"it was compiled for {positional} positional arguments and keywords {names}",
+            )
+
         if self.parameters is None:
-            raise wrong
+            raise wrong()
         try:
             bound = self.parameters.bind(*args, **kwargs)
         except TypeError as err:
@@ -119,7 +125,7 @@ class Signature:
         given = dict(bound.arguments)
         order = list(self.parameters.parameters.values())
         if any(p.kind is p.VAR_POSITIONAL for p in order):
-            raise wrong
+            raise wrong()
         for p in order:
             if p.kind is p.VAR_KEYWORD:
                 given.update(given.pop(p.name, {}))
@@ -128,7 +134,7 @@ class Signature:
             if name not in given:
                 default = self.parameters.parameters.get(name)
                 if default is None or default.default is inspect.Parameter.empty:
-                    raise wrong
+                    raise wrong()
                 given[name] = default.default
         for name in list(given):
             if name not in wanted:
@@ -158,13 +164,13 @@ class Signature:
                 f"{leaf.dtype}",
                 fix=f"convert it with .to({leaf.dtype}), or compile with such an input",
             )
-        shape = ["any" if size is None else size for size in leaf.shape]
+        shape = ", ".join("any" if size is None else str(size) for size in leaf.shape)
         fix = "compile with an input of this shape"
         if len(value.shape) == len(leaf.shape) and leaf.shape and leaf.shape[0] is not None:
             fix = "compile with dynamic_shapes='batch' (or with an input of this shape)"
         return InputError(
             f"input {name!r} has shape {list(value.shape)}, but the graph was captured for "
-            f"{shape}".replace("'", ""),
+            f"[{shape}]",
             fix=fix,
         )
 

@@ -56,6 +56,7 @@ class TileTable(tuple[TileMapping, ...]):
 
     def __rich__(self) -> Any:
         """Table for rich."""
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table(title=self.summary(), title_justify="left")
@@ -66,7 +67,8 @@ class TileTable(tuple[TileMapping, ...]):
             ids = m.tile_ids
             span = f"{ids.start}" if len(ids) == 1 else f"{ids.start}..{ids.stop - 1}"
             table.add_row(
-                m.array, "x".join(map(str, m.weight_shape)), str(m.groups), f"{rows}x{cols}",
+                escape(m.array),
+                "x".join(map(str, m.weight_shape)), str(m.groups), f"{rows}x{cols}",
                 span, f"{100 * m.utilisation:.1f} %",
             )  # fmt: skip
         return table

@@ -55,7 +55,7 @@ class DeriveWeights(Pass):
 
 
 def _collapse(result: fx.Node, user: fx.Node, name: str, key: str, ctx: PassContext) -> fx.Node:
-    sources = leaves(result)
+    sources = sorted(leaves(result))
     target = _module_for(result, sources, name, key, ctx)
     graph = user.graph
     with graph.inserting_before(user):

@@ -16,9 +16,9 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from .base import Pass, PassContext, PassResult, finish
+from .base import FROM, Pass, PassContext, PassResult, finish
 from .canonicalize import CONVS, LINEAR
-from .emit import Emitter
+from .emit import Emitter, take_place
 from .stationary import stationary_nodes
 
 aten = torch.ops.aten
@@ -80,9 +80,11 @@ def _fold(norm: fx.Node, fixed: set[fx.Node]) -> bool:
     args[1] = emit.call(aten.type_as.default, new_weight, weight)
     args[2] = emit.call(aten.type_as.default, new_bias, weight)
     folded = emit.call(before.target, *args)
-    # The layer keeps its own place in the model; the batch norm only lent it its scale.
+    # The layer keeps its own name and place in the model; the batch norm only lent it its scale.
     for key in ("nn_module_stack", "stack_trace"):
         if key in before.meta:
             folded.meta[key] = before.meta[key]
+    folded.meta[FROM] = (*before.meta.get(FROM, ()), (FoldBatchNorm.name, before.name))
     emit.replace(folded)
+    take_place(folded, before)
     return True

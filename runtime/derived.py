@@ -27,6 +27,7 @@ class DerivedWeight(nn.Module):
         self.evaluations = 0
         """How often the expression was evaluated to get a value."""
         self._stamps: tuple[Stamp, ...] = ()
+        self._copies: tuple[Tensor | None, ...] = ()
         self._value: Tensor | None = None
 
     def forward(self, *sources: Tensor) -> Tensor:
@@ -34,18 +35,24 @@ class DerivedWeight(nn.Module):
         if torch.compiler.is_compiling() or _is_traced() or not all(map(_is_plain, sources)):
             return self._evaluate(*sources)
         value = self._value
-        if value is None or not all(
-            stamp.version != -1 and stamp.matches(source)
-            for stamp, source in zip(self._stamps, sources, strict=True)
-        ):
+        if value is None or not self._is_current(sources):
             with torch.no_grad():
                 value = self._value = self._evaluate(*sources).detach()
             self._stamps = tuple(Stamp(source) for source in sources)
+            self._copies = tuple(map(_copy_of_statistics, sources))
             self.evaluations += 1
         if torch.is_grad_enabled() and any(source.requires_grad for source in sources):
             out: Tensor = _Attach.apply(self, value, *sources)  # type: ignore[no-untyped-call]
             return out
         return value
+
+    def _is_current(self, sources: tuple[Tensor, ...]) -> bool:
+        return all(
+            stamp.version != -1
+            and stamp.matches(source)
+            and (copy is None or torch.equal(copy, source))
+            for stamp, copy, source in zip(self._stamps, self._copies, sources, strict=True)
+        )
 
     def _evaluate(self, *sources: Tensor) -> Tensor:
         # The value is shared by calls inside and outside autocast, so it is computed outside.
@@ -54,7 +61,14 @@ class DerivedWeight(nn.Module):
         return value
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_stamps": (), "_value": None}
+        return {**self.__dict__, "_stamps": (), "_copies": (), "_value": None}
+
+
+def _copy_of_statistics(source: Tensor) -> Tensor | None:
+    # torch's batch norm writes its running statistics without touching their version counter
+    # (torch 2.11 to 2.13), so these few numbers are compared themselves.
+    is_statistics = source.dim() == 1 and not isinstance(source, nn.Parameter)
+    return source.detach().clone() if is_statistics else None
 
 
 def _is_traced() -> bool:

@@ -96,7 +96,7 @@ def drive(
         full: Tensor = mvm.peak(part)
     else:
         assert ranges.input is not None, "a static input range"
-        full = ranges.input[block].to(part.dtype)
+        full = ranges.input[block].to(part)
     return to_codes(part, full, spec.dac.levels), full, spec.dac.levels
 
 

@@ -207,7 +207,7 @@ def _saving_forward(
         x, weight, bias, input_range, adc_range, stride, padding, dilation, groups, settings, key,
         settings.adc is not None,
     )  # fmt: skip
-    return y, x.new_empty(0, dtype=torch.bool) if mask is None else mask
+    return y, x.new_empty(0, dtype=torch.bool) if mask is None else mask.contiguous()
 
 
 def _fake_saving_forward(

@@ -8,12 +8,13 @@ Noise is an argument, so that the same draw can be given to the fast path.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from .spec import LayerSpec
 from .tiles import Programmed
@@ -49,12 +50,12 @@ def accumulate(parts: Sequence[Tensor], gains: Sequence[Tensor], bias: Tensor | 
 
 @dac.register_fake
 def _(x: Tensor, range: Tensor, bits: int) -> Tensor:
-    return torch.empty_like(x)
+    return torch.empty_like(x / range)
 
 
 @adc.register_fake
 def _(p: Tensor, range: Tensor, bits: int) -> Tensor:
-    return torch.empty_like(p)
+    return torch.empty_like(p / range)
 
 
 @mvm.register_fake
@@ -64,7 +65,28 @@ def _(codes: Tensor, weight: Tensor) -> Tensor:
 
 @accumulate.register_fake
 def _(parts: Sequence[Tensor], gains: Sequence[Tensor], bias: Tensor | None) -> Tensor:
-    return torch.empty_like(parts[0])
+    total = parts[0] * gains[0]
+    return torch.empty_like(total if bias is None else total + bias)
+
+
+def _make_vmap(op: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+        flat, form = pytree.tree_flatten(args)
+        dims = pytree.tree_leaves(in_dims)
+        found = []
+        for i in range(info.batch_size):
+            picked = [
+                arg.select(dim, i) if isinstance(dim, int) else arg
+                for arg, dim in zip(flat, dims, strict=True)
+            ]
+            found.append(op(*pytree.tree_unflatten(picked, form)))
+        return torch.stack(found), 0
+
+    return vmap
+
+
+for _op in (dac, adc, mvm, accumulate):
+    _op.register_vmap(_make_vmap(_op))
 
 
 def _save_inside(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

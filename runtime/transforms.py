@@ -5,17 +5,26 @@ Ideal layers hand over to the digital operator here, so that they keep all its t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from . import ops
 from .errors import UnsupportedError
 from .spec import parse
+
+
+@contextlib.contextmanager
+def _next_level() -> Iterator[None]:
+    # A Function's forward runs without gradients, but an outer transform may want its own.
+    with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():
+        yield
 
 
 class _Layer(_SingleLevelFunction):
@@ -26,16 +35,17 @@ class _Layer(_SingleLevelFunction):
     """
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        with _next_level():
             y, mask = torch.ops.analogc.saving_forward.default(*args)
         x, weight, bias, input_range, _, *ctx.rest = args
         ctx.save_for_backward(x, weight, input_range, mask)
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        return cast(Tensor, y)
+        ctx.bias = None if bias is None else (bias.shape, bias.dtype)
+        ctx.mark_non_differentiable(mask)
+        return y, mask
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, input_range, mask = ctx.saved_tensors
         need_x, need_w, need_b = ctx.needs_input_grad[:3]
         grad_x = grad_w = grad_b = None
@@ -46,10 +56,17 @@ class _Layer(_SingleLevelFunction):
             grad_x = found[0] if need_x else None
             grad_w = found[1] if need_w else None
         if need_b:
-            column = grad.dim() - 1 if weight.dim() == 2 else grad.dim() - weight.dim() + 1
-            others = [d for d in range(grad.dim()) if d != column]
-            grad_b = (grad.sum(others) if others else grad).to(ctx.bias_dtype)
+            shape, dtype = ctx.bias
+            columns_last = grad if weight.dim() == 2 else grad.movedim(1 - weight.dim(), -1)
+            grad_b = columns_last.sum_to_size(shape).to(dtype)
         return (grad_x, grad_w, grad_b, *[None] * (len(ctx.rest) + 2))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> None:
+        raise UnsupportedError(
+            "forward-mode derivatives go through digital and ideal layers only",
+            fix="use reverse mode (torch.func.vjp, jacrev), or target='ideal'",
+        )
 
 
 class _Gradient(_SingleLevelFunction):
@@ -57,7 +74,7 @@ class _Gradient(_SingleLevelFunction):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
+        with _next_level():
             found = torch.ops.analogc.saving_backward.default(*args)
         return cast(tuple[Tensor, Tensor], found)
 
@@ -68,6 +85,11 @@ class _Gradient(_SingleLevelFunction):
             "with converters, devices or noise is straight-through, which has none",
             fix="compile with target='ideal' to differentiate twice",
         )
+
+
+def _layer(*args: Any) -> tuple[Tensor, Tensor]:
+    with enable_single_level_autograd_function():
+        return cast(tuple[Tensor, Tensor], _Layer.apply(*args))  # type: ignore[attr-defined]
 
 
 def _gradient(*args: Any) -> tuple[Tensor, Tensor]:
@@ -81,15 +103,14 @@ def _make_autograd(name: str) -> Callable[..., Tensor]:
     def autograd(*args: Any) -> Tensor:
         if parse(args[-2]).is_ideal:
             return ops.digital(name, args)
-        if not torch.is_grad_enabled() or not any(
+        wanted = torch.is_grad_enabled() and any(
             isinstance(arg, Tensor) and arg.requires_grad for arg in args[:3]
-        ):
+        )
+        if not wanted and forward_ad._current_level < 0:
             with torch._C._AutoDispatchBelowAutograd():
                 return cast(Tensor, op(*args))
         between = ((), (), (), 1) if name == "linear" else args[5:9]
-        full = (*args[:5], *between, *args[-2:])
-        with enable_single_level_autograd_function():
-            return cast(Tensor, _Layer.apply(*full))  # type: ignore[attr-defined]
+        return _layer(*args[:5], *between, *args[-2:])[0]
 
     return autograd
 
@@ -148,6 +169,8 @@ for _name in ops.NAMES:
         )
 
 
+# Under nested transforms, the outer levels differentiate these two.
+torch.library.impl("analogc::saving_forward", "Autograd", _layer)
 torch.library.impl("analogc::saving_backward", "Autograd", _gradient)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +40,7 @@ class Card:
     @property
     def size(self) -> tuple[float, float]:
         """Width and height."""
-        widths = [width_of(text, *_FONT[style][:2]) for style, text in self.lines]
+        widths = [width_of(text, *_FONT[style][:2], style == "name") for style, text in self.lines]
         height = sum(_FONT[style][2] for style, _ in self.lines)
         return max(max(widths) + 2 * _PAD, 64.0), height + 11.0
 
@@ -55,16 +57,14 @@ def graph_svg(graph: fx.Graph) -> str:
     """SVG picture of ``graph``, which reads from top to bottom, then column by column.
 
     Activations only: parameters, what is computed from parameters alone, and sizes are left out.
-    Each node's tooltip holds its module path, its source line and its tiles.
+    Views that follow each other share a box. Each box's tooltip holds the module path, the source
+    line and the tiles.
     """
-    cards = _cards(graph)
-    edges = [
-        (source.name, node.name)
-        for node in graph.nodes
-        if node.name in cards
-        for source in node.all_input_nodes
-        if source.name in cards
-    ]
+    shown = [node for node in graph.nodes if not is_plumbing(node)]
+    home = _homes(shown)
+    cards = _cards(shown, home)
+    pairs = ((home.get(source), home[node]) for node in shown for source in node.all_input_nodes)
+    edges = list(dict.fromkeys((u, v) for u, v in pairs if u is not None and u != v))
     placed = layered({name: card.size for name, card in cards.items()}, edges)
     width = max(placed.width, 430.0) + 2 * _MARGIN
     height = placed.height + _LEGEND + 2 * _MARGIN
@@ -110,32 +110,58 @@ def _holds_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def _cards(graph: fx.Graph) -> dict[str, Card]:
+def _homes(shown: Sequence[fx.Node]) -> dict[fx.Node, str]:
+    """Name of the box that each node is in: its own, or that of the view before it."""
+    users = Counter(source for node in shown for source in node.all_input_nodes)
+    home: dict[fx.Node, str] = {}
+    for node in shown:
+        home[node] = node.name
+        sources = [source for source in node.all_input_nodes if source in home]
+        if _is_view(node) and len(sources) == 1 and _is_view(sources[0]) and users[sources[0]] == 1:
+            home[node] = home[sources[0]]
+    return home
+
+
+def _is_view(node: fx.Node) -> bool:
+    return node.op == "call_function" and META not in node.meta
+
+
+def _cards(shown: Sequence[fx.Node], home: dict[fx.Node, str]) -> dict[str, Card]:
     symbols = Symbols()
-    return {node.name: _card(node, symbols) for node in graph.nodes if not is_plumbing(node)}
+    members: dict[str, list[fx.Node]] = {}
+    for node in shown:
+        members.setdefault(home[node], []).append(node)
+    return {name: _card(nodes, symbols) for name, nodes in members.items()}
 
 
-def _card(node: fx.Node, symbols: Symbols) -> Card:
+def _card(nodes: list[fx.Node], symbols: Symbols) -> Card:
+    """Card of one node, or of views that follow each other."""
+    node = nodes[-1]
     if node.op == "output":
         return Card("end", (("name", "output"),), "output of the model")
     kind = type_text(node.meta.get("val"), symbols)
-    typed = ("type", clip(f"%{node.name}: {kind}", 44))
+    typed = ("type", f"%{clip(node.name, 24)}: {clip(kind, 30)}")
     if node.op == "placeholder":
         return Card("end", (("name", "input"), typed), f"%{node.name}: {kind}\ninput of the model")
-    record = node.meta.get(META)
-    facts = [f"%{node.name}: {kind}", op_text(node)]
-    path, line = module_path(node), source_line(node)
-    facts += [f"module {path}"] if path else []
-    facts += [line.rpartition("/")[2]] if line else []
+    if _is_view(node):
+        note = ("note", clip(" → ".join(map(short_op, nodes)), 34))
+        title = "\n".join("\n".join(_facts(each, symbols)) for each in nodes)
+        return Card("view", (note, typed), title, "#ffffff", _DIM)
+    record, facts = node.meta[META], _facts(node, symbols)
     if isinstance(record, TileMapping):
         return _analog(record, typed, facts)
     if isinstance(record, Digital):
         facts.append(f"digital: {record.reason}")
-    short = clip(op_text(node).removeprefix("aten."), 36)
-    name = ("name" if record is not None else "note", short)
-    if record is None:
-        return Card("view", (name, typed), "\n".join(facts), "#ffffff", _DIM)
+    name = ("name", clip(short_op(node), 30))
     return Card("digital", (name, typed), "\n".join(facts), "#eef0f3")
+
+
+def _facts(node: fx.Node, symbols: Symbols) -> list[str]:
+    facts = [f"%{node.name}: {type_text(node.meta.get('val'), symbols)}", op_text(node)]
+    path, line = module_path(node), source_line(node)
+    facts += [f"module {path}"] if path else []
+    facts += [line.rpartition("/")[2]] if line else []
+    return facts
 
 
 def _analog(mapping: TileMapping, typed: tuple[str, str], facts: list[str]) -> Card:
@@ -159,9 +185,15 @@ def _analog(mapping: TileMapping, typed: tuple[str, str], facts: list[str]) -> C
 def op_text(node: fx.Node) -> str:
     """Name of the operation of a node, as in the printed IR."""
     if isinstance(node.target, torch._ops.OpOverload):
-        name = str(node.target)
-        return name.removesuffix(".default") if name.endswith(".default") else name
+        return str(node.target).removesuffix(".default")
     return str(getattr(node.target, "__name__", node.target))
+
+
+def short_op(node: fx.Node) -> str:
+    """Name of the operation without library and overload: ``add`` for ``aten.add.Tensor``."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.name.rpartition("::")[2]
+    return op_text(node)
 
 
 def _draw(card: Card, box: Box) -> str:
@@ -190,7 +222,9 @@ def _draw(card: Card, box: Box) -> str:
 
 
 def _gradient() -> str:
-    stops = "".join(f'<stop offset="{s}" stop-color="{shade(s)}"/>' for s in (0, 0.25, 0.5, 0.75, 1))
+    stops = "".join(
+        f'<stop offset="{s}" stop-color="{shade(s)}"/>' for s in (0, 0.25, 0.5, 0.75, 1)
+    )
     return f'<linearGradient id="analogc-ramp">{stops}</linearGradient>'
 
 

@@ -8,6 +8,7 @@ where few edges cross.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,10 @@ GAP_X, GAP_Y = 22.0, 26.0
 """Space between boxes of a layer, and between layers."""
 GUTTER = 46.0
 """Space between columns."""
+PAGE = 1320.0
+"""Width that columns fill before they make a page scroll sideways."""
+ASPECT, TALL = 1.5, 7.0
+"""Height over width that is aimed at within a page, and the most at all."""
 LANE = 7.0
 """Distance of edges that run side by side in a gutter."""
 
@@ -50,16 +55,14 @@ Slot = tuple[str, int]
 def layered(
     sizes: dict[str, Point],
     edges: Sequence[tuple[str, str]],
-    wide: float = 1300.0,
-    tall: int = 16,
+    least: int = 16,
 ) -> Layout:
     """Place ``sizes`` (width and height of each node, in order of appearance) and ``edges``.
 
     Args:
         sizes: width and height by node.
         edges: pairs of nodes; no cycles.
-        wide: width that columns may fill together.
-        tall: layers that a column should have at least before another one is begun.
+        least: layers that a column should have before another one is begun.
     """
     graph = nx.DiGraph()
     graph.add_nodes_from(sizes)
@@ -68,10 +71,10 @@ def layered(
     layers, links = _slots(graph, rank)
     _order(layers, links)
     width_of = {slot: sizes[slot[0]][0] if slot[1] < 0 else 4.0 for row in layers for slot in row}
-    columns = _columns(layers, links, width_of, wide, tall)
     heights = [
         max((sizes[name][1] for name, passage in row if passage < 0), default=0.0) for row in layers
     ]
+    columns = _columns(layers, links, width_of, heights, least)
 
     x: dict[Slot, float] = {}
     top = [0.0] * len(layers)
@@ -96,9 +99,7 @@ def layered(
         below = _crossing(layers, links, stop) if stop < len(layers) else []
         total = max(total, y - GAP_Y + LANE * (len(below) + 1) * bool(below))
 
-    boxes = {
-        name: Box(x[name, -1], top[rank[name]], *sizes[name]) for name in sizes
-    }
+    boxes = {name: Box(x[name, -1], top[rank[name]], *sizes[name]) for name in sizes}
     router = _Router(layers, links, x, top, heights, column_of, lefts, boxes)
     paths = {(u, v): router.path(u, v, rank) for u, v in graph.edges}
     return Layout(boxes, paths, max(rights, default=0.0), total)
@@ -161,17 +162,13 @@ def _order(layers: list[list[Slot]], links: Sequence[tuple[Slot, Slot]], sweeps:
         down = sweep % 2 == 0
         around = above if down else below
         for r in range(1, len(layers)) if down else range(len(layers) - 2, -1, -1):
-            fixed = layers[r - 1] if down else layers[r + 1]
-            place = {slot: float(i) for i, slot in enumerate(fixed)}
-            own = {slot: float(i) for i, slot in enumerate(layers[r])}
-
-            def key(
-                slot: Slot, place: dict[Slot, float] = place, own: dict[Slot, float] = own
-            ) -> float:
+            place = {slot: i for i, slot in enumerate(layers[r - 1] if down else layers[r + 1])}
+            means = []
+            for i, slot in enumerate(layers[r]):
                 seen = [place[other] for other in around.get(slot, ())]
-                return sum(seen) / len(seen) if seen else own[slot]
-
-            layers[r].sort(key=key)
+                means.append(sum(seen) / len(seen) if seen else float(i))
+            # Stable: slots of equal mean keep their order.
+            layers[r] = [layers[r][i] for i in sorted(range(len(means)), key=means.__getitem__)]
         count = _crossings(layers, below)
         if count < fewest:
             best, fewest = [list(row) for row in layers], count
@@ -203,23 +200,24 @@ def _columns(
     layers: list[list[Slot]],
     links: Sequence[tuple[Slot, Slot]],
     width_of: dict[Slot, float],
-    wide: float,
-    tall: int,
+    heights: list[float],
+    least: int,
 ) -> list[tuple[int, int]]:
     """Ranges of layers that make a column each."""
     count = len(layers)
     if not count:
         return []
-    width = max(sum(width_of[s] + GAP_X for s in row) for row in layers)
-    columns = max(1, min(round(count / tall), int(wide // (width + GUTTER))))
+    width = max(sum(width_of[s] + GAP_X for s in row) for row in layers) + GUTTER
+    height = sum(heights) + GAP_Y * count
+    fitting = min(int(PAGE // width), math.ceil(math.sqrt(height / (ASPECT * width))))
+    needed = math.ceil(math.sqrt(height / (TALL * width)))
+    columns = max(1, min(round(count / least), max(fitting, needed)))
     cuts = [0]
     for c in range(1, columns):
         ideal = round(count * c / columns)
         reach = max(1, count // (4 * columns))
         near = range(max(cuts[-1] + 1, ideal - reach), min(count, ideal + reach + 1))
-        cuts.append(
-            min(near, key=lambda r: (len(_crossing(layers, links, r)), abs(r - ideal)))
-        )
+        cuts.append(min(near, key=lambda r: (len(_crossing(layers, links, r)), abs(r - ideal))))
     return list(zip(cuts, [*cuts[1:], count], strict=True))
 
 
@@ -243,29 +241,57 @@ def _positions(
         for row in rows if turn % 2 == 0 else reversed(rows):
             wanted = []
             for slot in row:
-                seen = [x[other] for other in around.get(slot, ())]
+                # Boxes look at boxes, and passages make way: the main line of a model is straight.
+                near = around.get(slot, ())
+                seen = [x[other] for other in near if other[1] < 0] or [x[o] for o in near]
                 wanted.append(sum(seen) / len(seen) if seen else x[slot])
-            x.update(zip(row, _spread(wanted, [width_of[s] for s in row]), strict=True))
+            weights = [1e4 if slot[1] < 0 else 1.0 for slot in row]
+            places = _spread(wanted, weights, [width_of[s] for s in row])
+            x.update(zip(row, places, strict=True))
+    _straighten(rows, x, width_of)
     return x
 
 
-def _spread(wanted: list[float], widths: list[float]) -> list[float]:
-    """Positions nearest to ``wanted`` (least squares) that keep the order and the gaps.
+def _straighten(
+    rows: Sequence[list[Slot]], x: dict[Slot, float], width_of: dict[Slot, float]
+) -> None:
+    """Let every passage through several layers run at one position, where there is room."""
+    passages: dict[str, list[tuple[list[Slot], int]]] = {}
+    for row in rows:
+        for i, (name, layer) in enumerate(row):
+            if layer >= 0:
+                passages.setdefault(name, []).append((row, i))
+    for _ in range(3):
+        for places in passages.values():
+            low, high = -math.inf, math.inf
+            for row, i in places:
+                if i > 0:
+                    low = max(low, x[row[i - 1]] + width_of[row[i - 1]] / 2 + GAP_X)
+                if i + 1 < len(row):
+                    high = min(high, x[row[i + 1]] - width_of[row[i + 1]] / 2 - GAP_X)
+            if low <= high:
+                slots = [row[i] for row, i in places]
+                mean = sum(x[slot] for slot in slots) / len(slots)
+                x.update(dict.fromkeys(slots, min(max(mean, low), high)))
+
+
+def _spread(wanted: list[float], weights: list[float], widths: list[float]) -> list[float]:
+    """Positions nearest to ``wanted`` (weighted least squares) that keep the order and the gaps.
 
     With the gaps subtracted this is isotonic regression: neighbours in the wrong order are pooled.
     """
     offsets = [0.0]
     for a, b in zip(widths, widths[1:], strict=False):
         offsets.append(offsets[-1] + (a + b) / 2 + GAP_X)
-    pools: list[tuple[float, int]] = []
-    for value, offset in zip(wanted, offsets, strict=True):
+    pools: list[tuple[float, float, int]] = []
+    for value, offset, weight in zip(wanted, offsets, weights, strict=True):
         mean, size = value - offset, 1
         while pools and pools[-1][0] > mean:
-            before, count = pools.pop()
-            mean = (before * count + mean * size) / (count + size)
-            size += count
-        pools.append((mean, size))
-    flat = [mean for mean, size in pools for _ in range(size)]
+            before, mass, count = pools.pop()
+            mean = (before * mass + mean * weight) / (mass + weight)
+            weight, size = weight + mass, size + count
+        pools.append((mean, weight, size))
+    flat = [mean for mean, _, size in pools for _ in range(size)]
     return [value + offset for value, offset in zip(flat, offsets, strict=True)]
 
 

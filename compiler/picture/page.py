@@ -1,0 +1,254 @@
+"""Self-contained HTML: one page about a compiled model, and the parts that it is made of.
+
+No scripts, nothing loaded from anywhere; everything that comes from the model is escaped.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from ...runtime.target import Target
+from ..coverage import CoverageReport, count_text
+from ..tile_table import TileTable
+from .graph import graph_svg
+from .text import MONO, SANS, escape
+
+if TYPE_CHECKING:
+    from ..build import Step
+    from ..model import CompiledModel
+
+_STYLE = f"""
+.analogc {{ font: 15px/1.5 {SANS}; color: #1c2733; background: #fff; text-align: left; }}
+.analogc h1 {{ font-size: 25px; line-height: 1.25; margin: 0 0 4px; letter-spacing: -.01em; }}
+.analogc h2 {{ font-size: 17px; margin: 36px 0 4px; }}
+.analogc p {{ margin: 4px 0 12px; color: #4a5764; max-width: 92ch; }}
+.analogc .facts {{ display: flex; flex-wrap: wrap; gap: 10px; margin: 18px 0 4px; }}
+.analogc .facts div {{ border: 1px solid #dde2e7; border-radius: 8px; padding: 8px 16px 9px; }}
+.analogc .facts b {{ display: block; font-size: 19px; font-weight: 600; }}
+.analogc .facts span {{ color: #66727f; font-size: 12.5px; }}
+.analogc .figure {{ overflow-x: auto; border: 1px solid #dde2e7; border-radius: 8px;
+  padding: 10px; margin: 10px 0; }}
+.analogc .figure svg {{ display: block; margin: 0 auto; }}
+.analogc .wide {{ overflow: auto; max-height: 640px; }}
+.analogc table {{ border-collapse: collapse; font-size: 13.5px; margin: 10px 0; }}
+.analogc th {{ text-align: left; font-weight: 600; color: #66727f; font-size: 12.5px;
+  box-shadow: inset 0 -1px #c3cad2; padding: 5px 22px 5px 0; white-space: nowrap;
+  position: sticky; top: 0; background: #fff; }}
+.analogc td {{ text-align: left; border-bottom: 1px solid #eaedf0; padding: 5px 22px 5px 0;
+  vertical-align: top; }}
+.analogc tbody tr, .analogc tbody tr:nth-child(even) {{ background: none; }}
+.analogc .num {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }}
+.analogc code, .analogc pre {{ font-family: {MONO}; font-size: 12px; background: none; }}
+.analogc pre {{ background: #f6f7f9; border-radius: 8px; padding: 12px 14px; margin: 8px 0;
+  overflow-x: auto; line-height: 1.55; color: #1c2733; }}
+.analogc .bar {{ display: inline-block; width: 90px; height: 8px; border-radius: 4px;
+  background: #e8ecef; margin-left: 8px; }}
+.analogc .bar i {{ display: block; height: 8px; border-radius: 4px; background: #0b665e; }}
+.analogc .on {{ color: #0b665e; font-weight: 600; }}
+.analogc .off {{ color: #9a5b13; font-weight: 600; }}
+.analogc details {{ border-bottom: 1px solid #eaedf0; padding: 7px 0; }}
+.analogc summary {{ cursor: pointer; }}
+.analogc summary em {{ font-style: normal; color: #66727f; margin-left: 8px; font-size: 13px; }}
+.analogc .plus {{ background: #e2f1ee; display: block; }}
+.analogc .minus {{ background: #fbeae3; display: block; }}
+.analogc .skip {{ color: #66727f; display: block; }}
+"""
+_PAGE_STYLE = """
+body { margin: 0; background: #fff; }
+.analogc { max-width: 1380px; margin: 0 auto; padding: 34px 28px 60px; box-sizing: border-box; }
+"""
+
+
+def to_html(model: CompiledModel) -> str:
+    """Whole page about ``model``: summary, graph, coverage, tiles, IR and what each pass did."""
+    return page(f"analogc: {model.target.name}", fragment(model))
+
+
+def fragment(model: CompiledModel) -> str:
+    """The same for a notebook: no ``<html>``, styles that reach nothing outside."""
+    mode = "training" if model.training else "eval"
+    body = [
+        f"<h1>Compiled for {escape(model.target.name)}</h1>",
+        f"<p>{escape(target_text(model.target))}; graph of {mode} mode.</p>",
+        model_facts(model),
+        *model_sections(model),
+    ]
+    return wrap(body)
+
+
+def page(title: str, body: str) -> str:
+    """HTML document around ``body``, which is trusted; ``title`` is not."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{_PAGE_STYLE}</style>\n</head>\n<body>\n"
+        f"{body}\n</body>\n</html>\n"
+    )
+
+
+def wrap(parts: Iterable[str]) -> str:
+    """``parts`` with the styles that they need."""
+    return f'<div class="analogc">\n<style>{_STYLE}</style>\n' + "\n".join(parts) + "\n</div>"
+
+
+def target_text(target: Target) -> str:
+    """Hardware in a line."""
+    tile = f"tiles of {target.tile.rows}×{target.tile.cols}"
+    if target.is_ideal:
+        return f"{tile}, without any error"
+    parts = [tile]
+    for name, converter in (("DAC", target.dac), ("ADC", target.adc)):
+        parts.append(f"ideal {name}" if converter is None else f"{converter.bits}-bit {name}")
+    if not target.device.is_ideal:
+        sigma = getattr(target.device, "sigma", None)
+        noise = "programming noise" if sigma is None else f"{100 * sigma:g} % programming noise"
+        parts.append(noise)
+    if target.output_noise:
+        parts.append(f"output noise {target.output_noise:g}")
+    return ", ".join(parts)
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> str:
+    """Row of figures, each with what it is."""
+    cells = (
+        f"<div><b>{escape(value)}</b><span>{escape(what)}</span></div>" for value, what in pairs
+    )
+    return f'<div class="facts">{"".join(cells)}</div>'
+
+
+def model_facts(model: CompiledModel) -> str:
+    """The figures that sum a model up."""
+    coverage, tiles = model.coverage, model.tiles
+    return facts(
+        [
+            (f"{len(coverage.analog)}", "layers on tiles"),
+            (f"{100 * coverage.analog_share:.1f} %", f"of {count_text(coverage.macs)} MACs analog"),
+            (f"{tiles.total}", "tiles"),
+            (f"{100 * tiles.utilisation:.1f} %", "of their cells used"),
+            (f"{sum(p.numel() for p in model.parameters()):,}", "parameters"),
+        ]
+    )
+
+
+def model_sections(model: CompiledModel) -> list[str]:
+    """Graph, coverage, tiles, IR and passes, each with a heading."""
+    parts = [
+        *section(
+            "Graph",
+            "What is computed, in order. Hover over a node for its module, its "
+            "source line and its tiles.",
+        ),  # fmt: skip
+        figure(graph_svg(model.graph)),
+        *section("Coverage", "What runs on tiles, and why the rest stays digital."),
+        coverage_html(model.coverage),
+        *section(
+            "Tiles",
+            "Where each weight lies. A weight is cut into row blocks (inputs) and "
+            "column blocks (outputs); groups × rows × columns are its tiles.",
+        ),  # fmt: skip
+        tiles_html(model.tiles),
+        *section("Compiled graph", "One line a node, with its shape and its tiles."),
+        f"<details><summary>Show the IR</summary><pre>{escape(model.ir())}</pre></details>",
+    ]
+    if model.history:
+        parts += section("Passes", "What each pass changed in the graph.")
+        parts += [_step(step) for step in model.history]
+    return parts
+
+
+def section(title: str, text: str = "") -> list[str]:
+    """Heading, and a sentence about what follows."""
+    return [f"<h2>{escape(title)}</h2>", f"<p>{escape(text)}</p>" if text else ""]
+
+
+def figure(svg: str) -> str:
+    """Frame around a picture; scrolls sideways if it is too wide."""
+    return f'<div class="figure">{svg}</div>'
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
+    """Table of trusted cells; the first ``text_columns`` are text, the others numbers."""
+
+    def cells(tag: str, row: Sequence[str]) -> str:
+        return "".join(
+            f"<{tag}>{cell}</{tag}>" if i < text_columns else f'<{tag} class="num">{cell}</{tag}>'
+            for i, cell in enumerate(row)
+        )
+
+    body = "\n".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    head = f"<thead><tr>{cells('th', [escape(cell) for cell in header])}</tr></thead>"
+    return f'<div class="wide"><table>{head}<tbody>\n{body}\n</tbody></table></div>'
+
+
+def coverage_html(coverage: CoverageReport) -> str:
+    """Table of the layers and products, and a count of the other digital nodes."""
+    listed = [row for row in coverage.rows if row.kind != "rule" or row.macs]
+    rows = []
+    for row in listed:
+        analog = row.kind == "analog"
+        share = 100 * row.macs / coverage.macs if coverage.macs else 0.0
+        where = '<span class="on">analog</span>' if analog else '<span class="off">digital</span>'
+        why = "" if analog else row.reason
+        names = (escape(row.module or row.reason), f"<code>%{escape(row.node)}</code>",
+                 escape(row.op), where, escape(why))  # fmt: skip
+        rows.append((*names, count_text(row.macs), f"{share:.1f} %"))
+    header = ["module", "node", "operation", "where", "why", "MACs", "share"]
+    if all(row[4] == "" for row in rows):
+        header, rows = _drop(header, 4), [_drop(row, 4) for row in rows]
+    others = Counter(row.op for row in coverage.rows if row.kind == "rule" and not row.macs)
+    note = ""
+    if others:
+        counted = ", ".join(f"{count} {escape(op)}" for op, count in sorted(others.items()))
+        note = f"<p>Digital, with no weight to multiply by: {counted}.</p>"
+    return table(header, rows, len(header) - 2) + note
+
+
+def tiles_html(tiles: TileTable) -> str:
+    """Table of the tile arrays with bars of utilisation."""
+    rows = []
+    for m in tiles:
+        ids = m.tile_ids
+        span = f"{ids.start}" if len(ids) == 1 else f"{ids.start}…{ids.stop - 1}"
+        grid = f"{m.groups} × " if m.groups > 1 else ""
+        rows.append(
+            (
+                escape(m.array),
+                escape(m.op),
+                "×".join(map(str, m.weight_shape)),
+                f"{grid}{m.grid[0]} × {m.grid[1]}",
+                f"{m.tile_rows}×{m.tile_cols}",
+                span,
+                f'{100 * m.utilisation:.1f} %<span class="bar"><i style="width:'
+                f'{100 * m.utilisation:.0f}%"></i></span>',
+            )
+        )
+    header = ("array", "operation", "weight", "grid", "tile", "tile ids", "used")
+    return f"<p>{escape(tiles.summary())}</p>" + table(header, rows, 2)
+
+
+def _step(step: Step) -> str:
+    name = f"<code>{escape(step.name)}</code>"
+    if step.before == step.after:
+        return f"<details><summary>{name}<em>no change</em></summary></details>"
+    # The printed form pads names to one width, which a single new name may change for all lines.
+    before, after = (
+        re.sub(r" += ", " = ", text).splitlines() for text in (step.before, step.after)
+    )
+    lines = list(difflib.unified_diff(before, after, n=1, lineterm=""))
+    body, added, removed = [], 0, 0
+    for line in lines[2:]:
+        kind = {"+": "plus", "-": "minus", "@": "skip"}.get(line[:1], "")
+        added, removed = added + (kind == "plus"), removed + (kind == "minus")
+        text = "⋯" if kind == "skip" else line
+        body.append(f'<span class="{kind}">{escape(text)}</span>' if kind else escape(text) + "\n")
+    count = f"<em>{added} lines in, {removed} out</em>"
+    return f"<details><summary>{name}{count}</summary><pre>{''.join(body)}</pre></details>"
+
+
+def _drop(row: Sequence[str], position: int) -> list[str]:
+    """``row`` without one cell."""
+    return [*row[:position], *row[position + 1 :]]

@@ -1,0 +1,33 @@
+"""What every test starts from: one thread, seed 0, reproducible property tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+# The same examples in every run; explore with --hypothesis-profile=explore.
+settings.register_profile("analogc", deadline=None, derandomize=True, max_examples=30)
+settings.register_profile("explore", deadline=None, max_examples=500, print_blob=True)
+settings.load_profile("analogc")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-docs", action="store_true", help="write what the examples of the docs print"
+    )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
