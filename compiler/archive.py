@@ -34,7 +34,7 @@ from ..runtime.spec import parse
 from ..runtime.target import Target
 from ..runtime.tiles import Programmed, TileArray
 from .build import Program
-from .graph_json import GraphReader, checked_path, graph_to_json, read_atom
+from .graph_json import GraphReader, checked_name, checked_path, graph_to_json, read_atom
 from .holder import Holder, ModeFlag, hold, modules_of
 from .model import CompiledModel, Mode, new_uid
 from .signature import ConstantLeaf, Leaf, Signature, TensorLeaf
@@ -222,8 +222,8 @@ def from_file(
         if isinstance(err, FormatError):
             raise
         raise FormatError(f"{name} does not hold a valid model: {err}") from err
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError,
-            RecursionError, AssertionError) as err:  # fmt: skip
+    except Exception as err:
+        # Whatever an altered file leads to, it is the file's fault.
         raise FormatError(
             f"{name} does not hold a valid model: {type(err).__name__}: {err}"
         ) from err
@@ -261,17 +261,19 @@ def _rebuild(
         home.add_module(checked_path(name), DerivedWeight(expression))
     programs: dict[Mode, Program] = {}
     for data in manifest["programs"]:
-        graph = reader.read(data["graph"])
+        graph = reader.read(data["graph"], root)
         _restore_values(graph, root, data["graph"], device)
         for node in graph.nodes:
             if node.op == "call_function" and node.target in OPS:
                 mapping = node.meta.get(META)
                 if not isinstance(mapping, TileMapping) or mapping.array not in ctx.arrays:
                     raise FormatError(f"node %{node.name} has no tile array")
+                _check_ranges(node, mapping)
                 node.args = (*node.args[:-1], ctx.arrays[mapping.array].key)
         verify(graph, ctx)
         mode = tuple(bool(flag) for flag in data["mode"])
         signature = _signature_from_json(data["signature"])
+        _check_signature(graph, signature)
         info = _PyTreeInfo(list(signature.names), signature.in_spec, signature.out_spec)
         graph.set_codegen(_PyTreeCodeGen(info))
         programs[mode] = Program(graph, signature)
@@ -285,6 +287,25 @@ def _rebuild(
     for name, (programmed, calls) in counts.items():
         ctx.arrays[name].times_programmed, ctx.arrays[name].calls = programmed, calls
     return model
+
+
+def _check_ranges(node: fx.Node, mapping: TileMapping) -> None:
+    spec = parse(node.args[-2])
+    rows, columns = len(spec.blocks), mapping.weight_shape[0]
+    given = (spec.dac is not None and not spec.dynamic, spec.adc is not None)
+    for wanted, arg in zip(given, node.args[3:5], strict=True):
+        shape = tuple(arg.meta["val"].shape) if isinstance(arg, fx.Node) else None
+        if shape not in ([(rows,), (rows, columns)] if wanted else [None]):
+            raise FormatError(f"node %{node.name} has converter ranges of shape {shape}")
+
+
+def _check_signature(graph: fx.Graph, signature: Signature) -> None:
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    outputs = [node.args[0] for node in graph.nodes if node.op == "output"]
+    given = (len(inputs), [len(out) if isinstance(out, tuple | list) else None for out in outputs])
+    wanted = (signature.in_spec.num_leaves, [signature.out_spec.num_leaves])
+    if given != wanted or len(signature.leaves) != len(inputs):
+        raise FormatError("inputs or outputs of a graph do not fit its signature")
 
 
 def _check_contents(contents: dict[str, Programmed], ctx: PassContext) -> None:
@@ -370,24 +391,14 @@ def _restore_values(
             inputs.append(
                 torch.empty(shape, dtype=read_atom("dtype", value["dtype"]), device=device)
             )
-    for node in graph.nodes:
-        if node.op == "get_attr" and _attribute(root, node.target) is None:
-            raise FormatError(f"the graph refers to {node.target!r}, which the file does not hold")
     FakeTensorProp(fx.GraphModule(root, graph), mode).propagate_dont_convert_inputs(*inputs)
-
-
-def _attribute(root: nn.Module, path: str) -> Any:
-    at: Any = root
-    for part in path.split("."):
-        at = getattr(at, part, None)
-    return at
 
 
 def _size(size: Any, symbols: dict[str, Any], env: ShapeEnv) -> Any:
     if isinstance(size, int) and not isinstance(size, bool) and size >= 0:
         return size
     name, hint = size["symbol"], size["hint"]
-    if not isinstance(name, str) or not isinstance(hint, int) or hint < 0:
+    if not isinstance(name, str) or not isinstance(hint, int) or not 0 <= hint < 2**62:
         raise FormatError(f"not a size: {size!r}")
     if name not in symbols:
         from torch._dynamo.source import ConstantSource
@@ -404,14 +415,18 @@ def _signature_from_json(data: dict[str, Any]) -> Signature:
     leaves: list[Leaf] = []
     names = []
     for leaf in data["leaves"]:
-        names.append(str(leaf["name"]))
+        names.append(checked_name(leaf["name"]))
         if "shape" in leaf:
             shape = tuple(None if size is None else int(size) for size in leaf["shape"])
             leaves.append(TensorLeaf(shape, read_atom("dtype", leaf["dtype"])))
         else:
             leaves.append(ConstantLeaf(leaf["value"]))
+    inputs = tree_from_json(data["in"])
+    # fx writes the names of keyword inputs into code.
+    for name in inputs.children()[1].context or ():
+        checked_name(name)
     return Signature.make(
-        tree_from_json(data["in"]),
+        inputs,
         tree_from_json(data["out"]),
         tuple(leaves),
         tuple(names),

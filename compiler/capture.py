@@ -126,11 +126,13 @@ def capture(source: Source, root: Holder) -> Captured:
             exported = _export(model, source)
     try:
         module = exported.module(check_guards=False)
-    except RuntimeError as err:
-        # torch cannot hold a submodule whose name is one of GraphModule's own attributes.
+    except (RuntimeError, SyntaxError) as err:
+        # torch cannot hold a submodule whose name is one of GraphModule's own attributes, or a
+        # keyword.
         raise UnsupportedError(
             f"torch.export cannot hold this model's names: {err}",
-            fix="rename the submodule (a GraphModule has attributes graph and code of its own)",
+            fix="rename the submodule (Python's keywords cannot be names there, nor graph and code, "
+            "which a GraphModule has itself)",
         ) from err
     assert isinstance(module, fx.GraphModule), "export makes a GraphModule"
     info = module.graph._codegen.pytree_info  # type: ignore[attr-defined]

@@ -197,13 +197,13 @@ def read_tensors(paths: Sequence[str], names: Sequence[str]) -> list[Tensor]:
         if not Path(text).is_file():
             raise InputError(f"no file {text!r}")
         read = _read_file(text)
-        if None in read or (len(read) == 1 and len(names) == 1):
+        if "" in read or (len(read) == 1 and len(names) == 1):
             free = next((name for name in names if name not in found), None)
             if free is None:
                 raise InputError(f"{text}: all inputs have data already ({', '.join(names)})")
             found[free] = next(iter(read.values()))
         else:
-            found.update({str(key): value for key, value in read.items() if key in names})
+            found.update({key: value for key, value in read.items() if key in names})
     missing = [name for name in names if name not in found]
     if missing:
         raise InputError(
@@ -213,12 +213,13 @@ def read_tensors(paths: Sequence[str], names: Sequence[str]) -> list[Tensor]:
     return [found[name] for name in names]
 
 
-def _read_file(text: str) -> dict[str | None, Tensor]:
+def _read_file(text: str) -> dict[str, Tensor]:
+    """Tensors by name; that of a .npy file is nameless."""
     try:
         if text.endswith(".npy"):
-            return {None: torch.from_numpy(np.load(text, allow_pickle=False))}
+            return {"": torch.from_numpy(np.load(text, allow_pickle=False))}
         if text.endswith(".safetensors"):
-            return dict(safetensors.torch.load_file(text))
+            return safetensors.torch.load_file(text)
     except (safetensors.SafetensorError, ValueError, TypeError, EOFError) as err:
         raise FormatError(f"{text} cannot be read: {err}") from err
     raise FormatError(f"{text} is neither .npy nor .safetensors")

@@ -13,7 +13,7 @@ from ..passes import pipeline
 from ..passes.base import META, Pass, PassContext
 from ..passes.select_analog import LayerInfo
 from ..runtime import targets
-from ..runtime.errors import InputError
+from ..runtime.errors import InputError, UnsupportedError
 from ..runtime.mapping import TileMapping
 from ..runtime.noise import NoiseSource
 from ..runtime.sqnr import RangeUse, warn_of_waste
@@ -71,6 +71,7 @@ def compile(
         raise InputError("example_inputs are missing", fix="compile(model, (x,))")
     source = Source(model, example_inputs, kwargs or {}, dynamic_shapes, capture)
     check_source(source)
+    _check_digital(model)
     target = targets.get(target) if isinstance(target, str) else target
     if not isinstance(target, Target):
         raise InputError(f"target must be a name or a Target, got {type(target).__name__}")
@@ -94,6 +95,15 @@ def compile(
         calibration_data = list(calibration_data)
     programs = {mode_of(root): program}
     return CompiledModel(root, ctx, programs, steps, source, calibration_data, check)
+
+
+def _check_digital(model: nn.Module | ExportedProgram) -> None:
+    for path, part in model.named_modules() if isinstance(model, nn.Module) else ():
+        if isinstance(part, CompiledModel):
+            raise UnsupportedError(
+                f"submodule {path!r} is a compiled model" if path else "the model is compiled",
+                fix="compile the model that it was made from",
+            )
 
 
 class _Selection:

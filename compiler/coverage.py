@@ -10,6 +10,7 @@ from torch import fx
 
 from ..passes.base import META, source_line
 from ..runtime.mapping import Digital, TileMapping
+from .printing import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +82,12 @@ class CoverageReport:
 
     def summary(self) -> str:
         """One line."""
-        products = [row for row in self.digital if row.macs]
-        left = f", {len(products)} products digital" if products else ""
+        layers = counted(len(self.analog), "layer")
+        products = sum(1 for row in self.digital if row.macs)
+        left = f", {counted(products, 'product')} digital" if products else ""
         bad = f", {len(self.unsupported)} unsupported" if self.unsupported else ""
         return (
-            f"{len(self.analog)} layers analog, {100 * self.analog_share:.1f} % of "
+            f"{layers} analog, {100 * self.analog_share:.1f} % of "
             f"{count_text(self.macs)} MACs{left}{bad}"
         )
 

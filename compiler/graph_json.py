@@ -7,16 +7,17 @@ generated code is checked to be a plain identifier first.
 from __future__ import annotations
 
 import json
+import keyword
 import math
 import operator
-import re
 from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ..passes.base import FROM, META, module_path, source_line
+from ..runtime.derived import DerivedWeight
 from ..runtime.errors import FormatError, UnsupportedError
 from ..runtime.mapping import Digital, TileMapping
 from .signature import static_size
@@ -47,15 +48,19 @@ _ATOMS: dict[str, type] = {
 
 
 def checked_path(path: object) -> str:
-    """``path`` if it is a dotted path of plain names; FormatError otherwise."""
-    if not isinstance(path, str) or not re.fullmatch(r"\w+(\.\w+)*", path, re.ASCII):
+    """``path`` if it is a dotted path that fx can write into code; FormatError otherwise.
+
+    fx writes ``getattr(x, "a-b")`` for a part that is no identifier, so nothing may end the string.
+    """
+    good = isinstance(path, str) and path.isprintable() and not set(path) & set("\"'\\")
+    if not isinstance(path, str) or not good or not all(path.split(".")):
         raise FormatError(f"not a path of plain names: {path!r}")
     return path
 
 
 def checked_name(name: object) -> str:
     """``name`` if it is an identifier; FormatError otherwise."""
-    if not isinstance(name, str) or not name.isidentifier() or not name.isascii():
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
         raise FormatError(f"not a plain name: {name!r}")
     return name
 
@@ -149,8 +154,14 @@ class GraphReader:
         self.device = device
         self.namespaces = NAMESPACES | set(extra_namespaces)
 
-    def read(self, nodes: object) -> fx.Graph:
-        """Graph of the JSON nodes; FormatError names what is wrong."""
+    def read(self, nodes: object, root: nn.Module | None = None) -> fx.Graph:
+        """Graph of the JSON nodes; FormatError names what is wrong.
+
+        Args:
+            nodes: the JSON form.
+            root: what the graph may refer to: its tensors, and the DerivedWeights in it; default:
+                nothing.
+        """
         if not isinstance(nodes, list):
             raise FormatError("a graph must be a list of nodes")
         graph = fx.Graph()
@@ -169,8 +180,10 @@ class GraphReader:
             target: Any = data.get("target")
             if op == "call_function":
                 target = self._function(target)
-            else:
-                target = checked_path(target)
+            elif op == "placeholder":
+                target = checked_name(target)
+            elif op != "output":
+                target = _reference(op, checked_path(target), root)
             node = graph.create_node(op, target, args, kwargs, name)
             made[name] = node
             self._restore_meta(node, data)
@@ -189,7 +202,9 @@ class GraphReader:
             )
         packet = getattr(getattr(torch.ops, parts[0]), parts[1], None)
         found = getattr(packet, parts[2], None)
-        if not isinstance(found, torch._ops.OpOverload):
+        # TorchScript has operators of its own in aten (save, warn, ...); no graph holds one.
+        known = isinstance(found, torch._ops.OpOverload)
+        if not known or not torch._C._dispatch_has_kernel(found.name()):
             raise FormatError(f"this torch has no operator {name!r}")
         return found
 
@@ -230,6 +245,25 @@ class GraphReader:
             node.meta["stack_trace"] = f'File "{file}", line {number}, in forward'
         if "from" in data:
             node.meta[FROM] = tuple((str(by), str(name)) for by, name in data["from"])
+
+
+def _reference(op: str, path: str, root: nn.Module | None) -> str:
+    """``path`` if it leads to a tensor or a DerivedWeight through the tables of modules.
+
+    Not by getattr, which would lead to methods, and from there to all of Python.
+    """
+    *prefix, last = path.split(".")
+    at = root
+    for part in prefix:
+        at = None if at is None else at._modules.get(part)
+    found: object = None
+    if at is not None and op == "get_attr":
+        found = at._parameters.get(last, at._buffers.get(last))
+    elif at is not None:
+        found = at._modules.get(last)
+    if not isinstance(found, Tensor if op == "get_attr" else DerivedWeight):
+        raise FormatError(f"the graph refers to {path!r}, which the file does not hold")
+    return path
 
 
 def read_atom(kind: str, name: str) -> Any:

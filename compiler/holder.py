@@ -12,6 +12,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from ..passes.derive_weights import HOME
+from ..runtime.errors import UnsupportedError
 from ..runtime.names import free_name
 from ..runtime.ranges import RangeTable
 
@@ -54,6 +55,10 @@ def hold(model: nn.Module) -> Holder:
         return known[module]
 
     root = visit(model)
+    if HOME in root._modules:
+        raise UnsupportedError(
+            f"submodule {HOME!r} of the model has the name of analogc's own", fix="rename it"
+        )
     home = Holder()
     for name in ("constants", "derived"):
         home._modules[name] = Holder()

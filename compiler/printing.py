@@ -22,6 +22,11 @@ _SHORT = {
 _OPS = {getattr(torch.ops.analogc, name).default: name for name in NAMES}
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 tile``, ``2 tiles``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 class Symbols:
     """Short names s0, s1, ... for symbolic sizes, in the order in which they appear."""
 
@@ -69,9 +74,14 @@ def _line(node: fx.Node, symbols: Symbols) -> tuple[str, str]:
 
 
 def _conv_arguments(node: fx.Node, symbols: Symbols) -> list[str]:
+    """Geometry of a convolution, as far as it is not the plain one."""
     rest = node.args[5:-2]
-    names = ("stride", "padding", "dilation", "groups")
-    return [f"{n}={_argument(v, symbols)}" for n, v in zip(names, rest, strict=False)]
+    usual = (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1))
+    return [
+        f"{name}={_argument(value, symbols)}"
+        for (name, plain), value in zip(usual, rest, strict=False)
+        if any(item != plain for item in (value if isinstance(value, list | tuple) else [value]))
+    ]
 
 
 def _argument(value: Any, symbols: Symbols) -> str:

@@ -8,6 +8,7 @@ from torch import fx
 
 from ..passes.base import META
 from ..runtime.mapping import TileMapping
+from .printing import counted
 
 
 class TileTable(tuple[TileMapping, ...]):
@@ -40,7 +41,8 @@ class TileTable(tuple[TileMapping, ...]):
 
     def summary(self) -> str:
         """One line."""
-        return f"{self.total} tiles in {len(self)} arrays, {100 * self.utilisation:.1f} % used"
+        tiles, arrays = counted(self.total, "tile"), counted(len(self), "array")
+        return f"{tiles} in {arrays}, {100 * self.utilisation:.1f} % used"
 
     def __str__(self) -> str:
         lines = [self.summary()]

@@ -240,9 +240,11 @@ def _hint(size: Any) -> int:
 def count_macs(node: fx.Node) -> int:
     """Multiply-accumulates of a node at the example shape; 0 if it is no product."""
     out = node.meta.get("val")
+    operands: list[fx.Node] = []  # one that is given twice counts twice
+    fx.node.map_arg(node.args, operands.append)
     shapes = [
         [_hint(size) for size in arg.meta["val"].shape]
-        for arg in node.all_input_nodes
+        for arg in operands
         if isinstance(arg.meta.get("val"), torch.Tensor)
     ]
     if not isinstance(out, torch.Tensor) or len(shapes) < 2:

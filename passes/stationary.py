@@ -13,7 +13,10 @@ _NORMS_WITH_STATISTICS = {
     aten.batch_norm.default: (3, 4, 5),
     aten.instance_norm.default: (3, 4, 5),
 }
-_TRANSPOSES = {aten.t.default, aten.transpose.int, aten.permute.default, aten.numpy_T.default}
+_TRANSPOSES = {
+    aten.t.default, aten.transpose.int, aten.permute.default, aten.numpy_T.default,
+    aten.mT.default,
+}  # fmt: skip
 
 
 def stationary_nodes(graph: fx.Graph) -> set[fx.Node]:

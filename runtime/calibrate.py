@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -23,6 +25,8 @@ from .ops import NAMES, digital
 from .spec import LayerSpec, parse
 from .target import Calibration
 
+_MOMENT = 1.0
+"""Seconds after which a progress bar is worth showing."""
 _OPS = {getattr(torch.ops.analogc, name).default: name for name in NAMES}
 
 
@@ -203,12 +207,22 @@ def _buffer(root: torch.nn.Module, node: Any) -> Tensor | None:
 
 def with_progress(items: Iterable[Any], what: str) -> Iterator[Any]:
     """Pass ``items`` on, with a progress bar on a terminal if it takes longer than a moment."""
-    if not sys.stderr.isatty():
-        yield from items
+    total = operator.length_hint(items) or None
+    rest, done = iter(items), 0
+    patience = _MOMENT if sys.stderr.isatty() else math.inf
+    start = perf_counter()
+    for item in rest:
+        yield item
+        done += 1
+        if perf_counter() - start > patience:
+            break
+    else:
         return
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import Progress
 
-    total = operator.length_hint(items) or None
-    console = Console(stderr=True)
-    yield from track(items, what, total=total, console=console, transient=True)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total, completed=done)
+        for item in rest:
+            yield item
+            bar.advance(task)

@@ -56,7 +56,10 @@ class DerivedWeight(nn.Module):
 
     def _evaluate(self, *sources: Tensor) -> Tensor:
         # The value is shared by calls inside and outside autocast, so it is computed outside.
-        with torch.autocast(sources[0].device.type if sources else "cpu", enabled=False):
+        device = sources[0].device.type if sources else "cpu"
+        if not torch.amp.is_autocast_available(device):
+            device = "cpu"
+        with torch.autocast(device, enabled=False):
             value: Tensor = self.expression(*sources)
         return value
 

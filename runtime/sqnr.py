@@ -15,6 +15,7 @@ import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import NormalDist
 
 INPUT_PAPR_DB = 12.0
 """Assumed peak-to-average power ratio of inputs: a Gaussian clipped at four sigma."""
@@ -29,7 +30,9 @@ class ConverterRangeWarning(UserWarning):
 
 def weight_papr_db(rows: int) -> float:
     """Peak-to-average power ratio [dB] of ``rows`` Gaussian weights scaled by their abs-max."""
-    return 10 * math.log10(max(2 * math.log(max(rows, 2)), 1.0))
+    # Median of the largest of that many magnitudes, in standard deviations.
+    peak = NormalDist().inv_cdf((1 + 0.5 ** (1 / rows)) / 2)
+    return 20 * math.log10(max(peak, 1.0))
 
 
 def sqnr_db(

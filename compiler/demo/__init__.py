@@ -115,7 +115,7 @@ class _Demo:
 
     def _head(self, title: str) -> None:
         self.steps += 1
-        self.console.print(f"\n[bold]{self.steps}. {title}[/bold]")
+        self.console.print(f"\n[bold]{self.steps}. {title}[/bold]", highlight=False)
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

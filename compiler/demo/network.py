@@ -121,4 +121,4 @@ def accuracy(model: nn.Module, digits: Digits) -> float:
     """Share of the test images that ``model`` gets right, in percent."""
     with torch.no_grad():
         right = model(digits.test).argmax(1) == digits.test_labels
-    return 100 * right.double().mean().item()
+    return 100 * float(right.double().mean())

@@ -55,7 +55,7 @@ Slot = tuple[str, int]
 def layered(
     sizes: dict[str, Point],
     edges: Sequence[tuple[str, str]],
-    least: int = 16,
+    least: int = 7,
 ) -> Layout:
     """Place ``sizes`` (width and height of each node, in order of appearance) and ``edges``.
 
@@ -82,7 +82,7 @@ def layered(
     lefts, rights = [], []
     left = total = 0.0
     for c, (start, stop) in enumerate(columns):
-        crossing = _crossing(layers, links, start)
+        crossing = _lanes(_crossing(layers, links, start))
         y = GAP_Y / 2 + LANE * len(crossing) if c else 0.0
         left += LANE * len(crossing)
         places = _positions(layers[start:stop], links, width_of)
@@ -96,7 +96,7 @@ def layered(
         lefts.append(left)
         rights.append(left + high - low)
         left = rights[-1] + GUTTER
-        below = _crossing(layers, links, stop) if stop < len(layers) else []
+        below = _lanes(_crossing(layers, links, stop))
         total = max(total, y - GAP_Y + LANE * (len(below) + 1) * bool(below))
 
     boxes = {name: Box(x[name, -1], top[rank[name]], *sizes[name]) for name in sizes}
@@ -196,6 +196,12 @@ def _crossing(
     return sorted(found, key=lambda link: (upper[link[0]], lower[link[1]]))
 
 
+def _lanes(crossing: Sequence[tuple[Slot, Slot]]) -> dict[Slot, int]:
+    """Number of each wire between two columns; the edges of one node share theirs."""
+    sources = dict.fromkeys(u for u, _ in crossing)
+    return {source: i for i, source in enumerate(sources)}
+
+
 def _columns(
     layers: list[list[Slot]],
     links: Sequence[tuple[Slot, Slot]],
@@ -211,13 +217,14 @@ def _columns(
     height = sum(heights) + GAP_Y * count
     fitting = min(int(PAGE // width), math.ceil(math.sqrt(height / (ASPECT * width))))
     needed = math.ceil(math.sqrt(height / (TALL * width)))
-    columns = max(1, min(round(count / least), max(fitting, needed)))
+    columns = max(1, min(count // least, max(fitting, needed)))
     cuts = [0]
     for c in range(1, columns):
         ideal = round(count * c / columns)
         reach = max(1, count // (4 * columns))
         near = range(max(cuts[-1] + 1, ideal - reach), min(count, ideal + reach + 1))
-        cuts.append(min(near, key=lambda r: (len(_crossing(layers, links, r)), abs(r - ideal))))
+        costs = [(len(_lanes(_crossing(layers, links, r))), abs(r - ideal), r) for r in near]
+        cuts.append(min(costs)[-1])
     return list(zip(cuts, [*cuts[1:], count], strict=True))
 
 
@@ -311,11 +318,10 @@ class _Router:
     ) -> None:
         self.x, self.top, self.heights = x, top, heights
         self.column_of, self.lefts, self.boxes = column_of, lefts, boxes
-        self.lane: dict[tuple[Slot, Slot], int] = {}
+        self.lane: dict[Slot, int] = {}
         for r in range(1, len(layers)):
             if column_of[r] != column_of[r - 1]:
-                for i, link in enumerate(_crossing(layers, links, r)):
-                    self.lane[link] = i
+                self.lane.update(_lanes(_crossing(layers, links, r)))
 
     def path(self, u: str, v: str, rank: dict[str, int]) -> str:
         """Path from the bottom of box ``u`` to the top of box ``v``."""
@@ -331,14 +337,12 @@ class _Router:
             if self.column_of[r] == self.column_of[r - 1]:
                 data.append(_curve(self.x[a], bottom, self.x[b], self.top[r]))
             else:
-                data.append(self._around(a, b, bottom, r))
+                data.append(self._around(self.lane[a], self.x[a], self.x[b], bottom, r))
             y = self.top[r]
         return "".join(data)
 
-    def _around(self, a: Slot, b: Slot, bottom: float, r: int) -> str:
+    def _around(self, lane: int, x1: float, x2: float, bottom: float, r: int) -> str:
         """Down, along the gutter to the top of the next column, and into it."""
-        lane = self.lane[a, b]
-        x1, x2 = self.x[a], self.x[b]
         gutter = self.lefts[self.column_of[r]] - GUTTER / 2 - LANE * lane
         low = bottom + LANE * (lane + 1)
         high = self.top[r] - GAP_Y / 2 - LANE * lane

@@ -187,7 +187,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: in
 def coverage_html(coverage: CoverageReport) -> str:
     """Table of the layers and products, and a count of the other digital nodes."""
     listed = [row for row in coverage.rows if row.kind != "rule" or row.macs]
-    rows = []
+    rows: list[list[str]] = []
     for row in listed:
         analog = row.kind == "analog"
         share = 100 * row.macs / coverage.macs if coverage.macs else 0.0
@@ -195,7 +195,7 @@ def coverage_html(coverage: CoverageReport) -> str:
         why = "" if analog else row.reason
         names = (escape(row.module or row.reason), f"<code>%{escape(row.node)}</code>",
                  escape(row.op), where, escape(why))  # fmt: skip
-        rows.append((*names, count_text(row.macs), f"{share:.1f} %"))
+        rows.append([*names, count_text(row.macs), f"{share:.1f} %"])
     header = ["module", "node", "operation", "where", "why", "MACs", "share"]
     if all(row[4] == "" for row in rows):
         header, rows = _drop(header, 4), [_drop(row, 4) for row in rows]

@@ -237,6 +237,40 @@ def test_dtype_is_kept(dtype: torch.dtype) -> None:
         assert compiled(X.to(dtype)).dtype == dtype
 
 
+@pytest.mark.parametrize("name", ["a-b", "my key!", "weights", "_root", "tiles", "forward_", "é"])
+def test_submodules_may_have_odd_names(name: str) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module(name, nn.Linear(6, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = getattr(self, name)(x)
+            return out
+
+    model = Odd()
+    compiled = analogc.compile(model, (X,), target="ideal", check=True)
+    torch.testing.assert_close(compiled(X), model(X), rtol=1e-5, atol=1e-6)
+    assert [t.array for t in compiled.tiles] == [name]
+    assert list(compiled.state_dict()) == list(model.state_dict())
+
+
+@pytest.mark.parametrize("name", ["class", "None", "graph", "code", "_analog"])
+def test_names_that_no_graph_can_hold_are_refused_with_advice(name: str) -> None:
+    class Bad(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module(name, nn.Linear(6, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = getattr(self, name)(x)
+            return out
+
+    with pytest.raises(UnsupportedError, match="name") as info:
+        analogc.compile(Bad(), (X,))
+    assert "rename" in str(info.value.fix)
+
+
 # -- structures -----------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import event, given
 from hypothesis import strategies as st
@@ -293,6 +294,7 @@ CONVERTERS = st.sampled_from(
 )
 
 
+@pytest.mark.filterwarnings("ignore::analogc.ConverterRangeWarning")
 @given(recipe=RECIPES, tile=TILE, converters=CONVERTERS)
 def test_fast_path_equals_the_decomposition_on_any_graph(
     recipe: Recipe, tile: TileSpec, converters: tuple[Converter | None, Converter | None]

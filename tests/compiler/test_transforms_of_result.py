@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, fx, nn
 
 import analogc
 from analogc import Converter
+from analogc.errors import UnsupportedError
 
 X = torch.linspace(-1.0, 1.0, 4 * 2 * 6 * 6).reshape(4, 2, 6, 6)
 TARGETS = ["ideal", "generic-8bit", "dynamic"]
@@ -82,12 +84,6 @@ def test_export_follows_weight_writes() -> None:
     with torch.no_grad():
         compiled.get_parameter("head.weight").mul_(2)
     close(module(X), compiled(X), 1e-6)
-
-
-def test_symbolic_trace_of_the_result_runs_equal() -> None:
-    compiled = make("generic-8bit")
-    traced = fx.symbolic_trace(nn.Sequential(compiled, nn.Softmax(-1)))
-    close(traced(X), torch.softmax(compiled(X), -1))
 
 
 # -- torch.compile --------------------------------------------------------------------------------
@@ -291,7 +287,48 @@ def test_hooks_on_the_compiled_model_run() -> None:
 
 
 def test_as_part_of_another_module() -> None:
-    whole = nn.Sequential(make("generic-8bit"), nn.Linear(4, 2))
-    again = analogc.compile(whole, (X,), target="ideal")
-    close(again(X), whole(X))
-    assert all(p is whole.get_parameter(n) for n, p in again.named_parameters())
+    compiled = make("generic-8bit")
+    whole = nn.Sequential(compiled, nn.Linear(4, 2))
+    assert whole(X).shape == (4, 2)
+    assert [n for n, _ in whole.named_parameters()][-1] == "1.bias"
+    whole.train()
+    assert compiled.training
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_compiling_a_compiled_model_is_refused(inside: bool) -> None:
+    compiled = make("generic-8bit")
+    model = nn.Sequential(compiled, nn.Linear(4, 2)) if inside else compiled
+    with pytest.raises(UnsupportedError, match="is a compiled model|is compiled") as info:
+        analogc.compile(model, (X,))
+    assert "model that it was made from" in str(info.value.fix)
+
+
+def test_signature_of_forward_is_that_of_the_model() -> None:
+    class Keywords(Net):
+        def forward(self, x: Tensor, shift: Tensor | None = None, *, gain: float = 1.0) -> Tensor:
+            out = super().forward(x) * gain
+            return out if shift is None else out + shift
+
+    model = Keywords().eval()
+    compiled = analogc.compile(model, (X,), {"shift": torch.ones(4)})
+    for each in (compiled, copy.deepcopy(compiled), compiled.train()):
+        assert inspect.signature(each.forward) == inspect.signature(model.forward)
+
+
+def test_other_ways_to_pass_an_argument_can_be_compiled_by_torch_too() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor, y: Tensor | None = None, gain: float = 2.0) -> Tensor:
+            out: Tensor = self.layer(x) * gain
+            return out if y is None else out + y
+
+    x = torch.randn(3, 6)
+    compiled = analogc.compile(Two(), (x,), {"y": x}, seed=0)
+    fast = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+    want = compiled(x, y=x)
+    for args, kwargs in (((x, x), {}), ((x,), {"y": x}), ((), {"y": x, "x": x})):
+        close(fast(*args, **kwargs), want)
