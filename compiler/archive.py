@@ -290,7 +290,7 @@ def _rebuild(
 
 
 def _check_ranges(node: fx.Node, mapping: TileMapping) -> None:
-    spec = parse(node.args[-2])
+    spec = parse(str(node.args[-2]))
     rows, columns = len(spec.blocks), mapping.weight_shape[0]
     given = (spec.dac is not None and not spec.dynamic, spec.adc is not None)
     for wanted, arg in zip(given, node.args[3:5], strict=True):

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import logging
 import traceback
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ from .signature import (
 
 Method = Literal["auto", "export", "symbolic_trace"]
 _TALKERS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
+_FLAT_WEIGHTS = (
+    r"The tensor attributes? (self[\w.]*\._flat_weights\[\d+\](, )?)+ (was|were) assigned"
+)
 _STDLIB = str(Path(inspect.__file__).parent)
 
 
@@ -204,7 +208,11 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.addFilter(_is_no_complaint)
     try:
-        yield
+        with warnings.catch_warnings():
+            # Export takes the list in which torch's own LSTM and GRU keep their parameters for
+            # tensors that the model forgot to register.
+            warnings.filterwarnings("ignore", _FLAT_WEIGHTS, UserWarning)
+            yield
     finally:
         for logger in loggers:
             logger.removeFilter(_is_no_complaint)

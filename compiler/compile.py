@@ -90,11 +90,20 @@ def compile(
     program = build(source, root, steps, ctx, check)
     chosen.check()
     warn_of_waste(_fixed_ranges(program.graph.nodes, target))
-    if calibration_data is not None and iter(calibration_data) is calibration_data:
+    if calibration_data is not None and _again(calibration_data) is calibration_data:
         # An iterator can be used once; the graph of the other mode will want it too.
         calibration_data = list(calibration_data)
     programs = {mode_of(root): program}
     return CompiledModel(root, ctx, programs, steps, source, calibration_data, check)
+
+
+def _again(data: Iterable[Any]) -> Iterator[Any]:
+    try:
+        return iter(data)
+    except TypeError:
+        raise InputError(
+            f"calibration_data must be an iterable of inputs, got {type(data).__name__}"
+        ) from None
 
 
 def _check_digital(model: nn.Module | ExportedProgram) -> None:
@@ -114,7 +123,9 @@ class _Selection:
         names = [select] if isinstance(select, str) else select
         if self.predicate is not None or names is None:
             names = []
-        self.patterns = list(names)  # type: ignore[arg-type]
+        if not isinstance(names, Iterable):
+            raise InputError(f"select= takes a predicate or names, got {select!r}")
+        self.patterns = list(names)
         for pattern in self.patterns:
             if not isinstance(pattern, str):
                 raise InputError(f"select= takes a predicate or names, got {pattern!r}")

@@ -203,10 +203,9 @@ class GraphReader:
         packet = getattr(getattr(torch.ops, parts[0]), parts[1], None)
         found = getattr(packet, parts[2], None)
         # TorchScript has operators of its own in aten (save, warn, ...); no graph holds one.
-        known = isinstance(found, torch._ops.OpOverload)
-        if not known or not torch._C._dispatch_has_kernel(found.name()):
-            raise FormatError(f"this torch has no operator {name!r}")
-        return found
+        if isinstance(found, torch._ops.OpOverload) and torch._C._dispatch_has_kernel(found.name()):
+            return found
+        raise FormatError(f"this torch has no operator {name!r}")
 
     def _decode(self, value: Any, made: dict[str, fx.Node]) -> Any:
         if value is None or isinstance(value, bool | int | float | str):

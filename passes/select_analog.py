@@ -6,6 +6,7 @@ no. Every other compute node gets a Digital record with its reason; nothing is s
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections import Counter
@@ -30,6 +31,7 @@ PRODUCTS = {
     aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input,
     aten.convolution.default, aten.lstm.input, aten.gru.input, aten.rnn_tanh.input,
     aten.rnn_relu.input, aten.lstm_cell.default, aten.gru_cell.default,
+    aten.rnn_tanh_cell.default, aten.rnn_relu_cell.default,
 }  # fmt: skip
 """Multiply-accumulate work besides linear and conv."""
 
@@ -247,6 +249,8 @@ def count_macs(node: fx.Node) -> int:
         for arg in operands
         if isinstance(arg.meta.get("val"), torch.Tensor)
     ]
+    if node.target in _RECURRENT:
+        return _recurrent_macs(node, shapes[0])
     if not isinstance(out, torch.Tensor) or len(shapes) < 2:
         return 0
     results = 1
@@ -270,6 +274,39 @@ def count_macs(node: fx.Node) -> int:
         return results * shapes[1][-2] * 2
     if node.target in (aten.addmm.default, aten.baddbmm.default):
         return results * shapes[-2][-1]
+    if node.target is aten.bilinear.default:
+        return results * shapes[2][1] * shapes[2][2]
+    if node.target is aten.einsum.default:
+        return results * _contracted(str(node.args[0]), shapes)
     if node.target in PRODUCTS:
         return results * shapes[0][-1]
     return 0
+
+
+_RECURRENT = {
+    aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input,
+    aten.lstm_cell.default, aten.gru_cell.default, aten.rnn_tanh_cell.default,
+    aten.rnn_relu_cell.default,
+}  # fmt: skip
+
+
+def _recurrent_macs(node: fx.Node, x: list[int]) -> int:
+    """Every matrix of the layer meets every vector of the input once."""
+    vectors = math.prod(x[:-1])
+    weights: list[fx.Node] = []
+    fx.node.map_arg(node.args[2:], weights.append)
+    matrices = [weight.meta["val"].shape for weight in weights]
+    return vectors * sum(int(shape.numel()) for shape in matrices if len(shape) == 2)
+
+
+def _contracted(equation: str, shapes: list[list[int]]) -> int:
+    """Product of the sizes that an einsum sums over."""
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    if not arrow:
+        result = "".join(label for label in inputs if inputs.count(label) == 1)
+    sizes: dict[str, int] = {}
+    for term, shape in zip(inputs.split(","), shapes, strict=False):
+        head, _, tail = term.partition("...")
+        sizes.update(zip(head, shape, strict=False))
+        sizes.update(zip(reversed(tail), reversed(shape), strict=False))
+    return math.prod(size for label, size in sizes.items() if label not in result)

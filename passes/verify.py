@@ -33,14 +33,15 @@ class Verify(Pass):
 
 def verify(graph: fx.Graph, ctx: PassContext) -> None:
     """Check every rule on every node."""
+    for node in graph.nodes:
+        _check_target(node, ctx)
     try:
         graph.lint()
-    except RuntimeError as err:
+    except (RuntimeError, ValueError) as err:
         raise VerifyError(f"the graph is not well formed: {err}") from None
     mode = fake_mode(graph)
     ids: dict[str, range] = {}
     for node in graph.nodes:
-        _check_target(node, ctx)
         if node.op != "output" and node.users and "val" not in node.meta:
             raise _broken(node, "has no fake tensor in meta['val']")
         mapping = node.meta.get(META)

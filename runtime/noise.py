@@ -46,4 +46,5 @@ class NoiseSource:
         """Key of draw ``counter`` of ``stream``."""
         if self.seed is not None:
             return NoiseKey(self.seed, stream, counter)
-        return NoiseKey(int(torch.randint(0, 2**62, (), device="cpu")), stream, counter)
+        # The drawn seed is all: the same state of the generator gives the same noise again.
+        return NoiseKey(int(torch.randint(0, 2**62, (), device="cpu")), stream, 0)

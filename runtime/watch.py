@@ -1,4 +1,4 @@
-"""Ask the kernel whether memory was written: Linux's userfaultfd in asynchronous write-protect mode.
+"""Ask the kernel whether memory was written: userfaultfd in asynchronous write-protect mode.
 
 The pages of a tensor are write-protected. The first write to a page, by whatever route (a NumPy
 alias, ``.data``, a system call), clears its protection without a signal or a visible fault, and

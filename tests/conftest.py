@@ -18,6 +18,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-docs", action="store_true", help="write what the examples of the docs print"
     )
+    parser.addoption(
+        "--regenerate-golden",
+        action="store_true",
+        help="write tests/models/golden anew from what the models give now",
+    )
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -90,7 +90,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     clock = "thread CPU time" if options.threads == 1 else "wall time"
     print(f"torch {torch.__version__}, {options.threads} thread(s), {platform.machine()}, {clock}")
-    print(f"{'workload':<10}{'system':<34}{'make s':>8}{'digital ms':>12}{'forward':>9}{'train':>8}")
+    print(
+        f"{'workload':<10}{'system':<34}{'make s':>8}{'digital ms':>12}{'forward':>9}{'train':>8}"
+    )
     for name in options.only.split(","):
         torch.manual_seed(0)
         model, x = WORKLOADS[name]()
@@ -98,8 +100,8 @@ def main() -> None:
         for system, twin, seconds in systems(model, x):
             digital, forward = ratio(_forward(model, x), _forward(twin, x), options.budget)
             train = ratio(_train(model, x), _train(twin, x), options.budget)[1]
-            print(f"{name:<10}{system:<34}{seconds:>8.2f}{digital:>12.2f}{forward:>9.2f}{train:>8.2f}",
-                  flush=True)  # fmt: skip
+            figures = f"{seconds:>8.2f}{digital:>12.2f}{forward:>9.2f}{train:>8.2f}"
+            print(f"{name:<10}{system:<34}{figures}", flush=True)
 
 
 if __name__ == "__main__":

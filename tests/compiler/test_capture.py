@@ -497,9 +497,7 @@ def test_batch_covers_every_tensor_of_nested_inputs() -> None:
             return out
 
     model = Two()
-    compiled = analogc.compile(
-        model, ({"x": X},), {"b": X}, target="ideal", dynamic_shapes="batch"
-    )
+    compiled = analogc.compile(model, ({"x": X},), {"b": X}, target="ideal", dynamic_shapes="batch")
     for rows in (1, 4):
         x = torch.randn(rows, 6)
         torch.testing.assert_close(compiled({"x": x}, b=x), model({"x": x}, x))

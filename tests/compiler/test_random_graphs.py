@@ -241,7 +241,7 @@ def test_every_weight_is_mapped_once_and_every_layer_is_analog(
     compiled = analogc.compile(model, (x,), target=target, check=True)
     used = {index for what, index in model.plan if index >= 0 and what not in ("relu", "norm")}
     used |= {index + 1 for what, index in model.plan if what == "branch"}
-    weights = sum(model.layers[i].weight.numel() for i in used)  # type: ignore[union-attr, misc]
+    weights = sum(model.layers[i].get_parameter("weight").numel() for i in used)
     mapped = sum(m.groups * m.out_features * m.in_features for m in compiled.tiles)
     # Batch norm after one use of a shared layer, but not after the other, makes two weights of it.
     folded = {"norm", "again"} <= {what for what, _ in model.plan}
@@ -304,7 +304,7 @@ def test_fast_path_equals_the_decomposition_on_any_graph(
     compiled = analogc.compile(model, (x,), target=target, check=True, seed=0)
     with torch.no_grad():
         got = compiled(x)
-        interpreter = Decomposed(compiled._root, graph=compiled.graph)  # type: ignore[arg-type]
+        interpreter = Decomposed(compiled._root, graph=compiled.graph)
         (want,) = interpreter.run(x, enable_io_processing=False)
     # Sums in another order may round to another code, once in a great while; not in doubles.
     assert off(got, want) < 1e-9

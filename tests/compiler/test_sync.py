@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import analogc
 from analogc.errors import InputError, SyncError, UnsupportedError
+from analogc.runtime.derived import DerivedWeight
 
 X = torch.linspace(-1.0, 1.0, 4 * 2 * 6 * 6).reshape(4, 2, 6, 6)
 LAYERS = ["conv", "body", "head"]
@@ -261,7 +262,7 @@ def test_batch_norm_in_another_buffer_is_followed(
 def test_derived_weight_is_evaluated_only_when_a_source_changed(
     model: nn.Module, compiled: analogc.CompiledModel
 ) -> None:
-    modules = [m for m in compiled.modules() if type(m).__name__ == "DerivedWeight"]
+    modules = [m for m in compiled.modules() if isinstance(m, DerivedWeight)]
     assert modules
     with torch.no_grad():
         compiled(X)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from analogc import Target, targets
 from analogc.compiler.capture import Source, capture
@@ -80,7 +80,7 @@ class Lowered:
     def counts(self) -> Counter[str]:
         return Counter(self.ops)
 
-    def nodes(self, op: str) -> list[fx.Node]:
+    def nodes(self, op: str) -> list[Any]:
         """Nodes of one operator."""
         return [
             node
@@ -97,7 +97,9 @@ class Lowered:
 class Function(nn.Module):
     """A function of inputs and of named tensors: floating ones are parameters, others buffers."""
 
-    def __init__(self, function: Callable[..., Any], tensors: dict[str, Tensor | nn.Module]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], tensors: dict[str, Tensor | nn.Module]
+    ) -> None:
         super().__init__()
         self.function = function
         for name, value in tensors.items():

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ class Form:
 
     function: Callable[..., Any]
     inputs: tuple[tuple[int, ...], ...]
-    weights: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    weights: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     linears: int = 1
     left: tuple[str, ...] = ()
     """Products that remain."""
@@ -68,9 +68,7 @@ FORMS = {
     "addmm": Form(lambda m, x: torch.addmm(m.b, x, m.W), ((3, K),), B),
     "addmm-bias-2d": Form(lambda m, x: torch.addmm(m.b, x, m.W), ((3, K),), {**W, "b": (3, N)}),
     "addmm-bias-1": Form(lambda m, x: torch.addmm(m.b, x, m.W), ((3, K),), {**W, "b": (1,)}),
-    "addmm-bias-from-input": Form(
-        lambda m, x, c: torch.addmm(c, x, m.W), ((3, K), (3, N)), W
-    ),
+    "addmm-bias-from-input": Form(lambda m, x, c: torch.addmm(c, x, m.W), ((3, K), (3, N)), W),
     "addmm-alpha-beta": Form(
         lambda m, x: torch.addmm(m.b, x, m.W, beta=0.5, alpha=-2), ((3, K),), B
     ),
@@ -92,9 +90,7 @@ FORMS = {
         lambda m, x: [x @ part for part in m.W.chunk(3, dim=1)], ((2, K),), {"W": (K, 9)}, 3
     ),
     # nothing is stored, or everything
-    "activation@activation": Form(
-        lambda m, x, y: x @ y, ((3, K), (K, 3)), {}, 0, ("aten.matmul",)
-    ),
+    "activation@activation": Form(lambda m, x, y: x @ y, ((3, K), (K, 3)), {}, 0, ("aten.matmul",)),
     "stored@stored": Form(
         lambda m, x: x * (m.W @ m.V), ((K, 2),), {"W": (K, N), "V": (N, 2)}, 0, ("aten.matmul",)
     ),
@@ -107,7 +103,9 @@ FORMS = {
 }
 NO_OPS = {
     "linear": Form(lambda m, x: m.fc(x), ((3, K),)),
-    "functional-linear": Form(lambda m, x: F.linear(x, m.W, m.b), ((3, K),), {"W": (N, K), "b": (N,)}),
+    "functional-linear": Form(
+        lambda m, x: F.linear(x, m.W, m.b), ((3, K),), {"W": (N, K), "b": (N,)}
+    ),
     "linear-computed-weight": Form(lambda m, x: F.linear(x, m.W.tanh()), ((3, K),), LEFT),
     "packed-linear-chunks": Form(
         lambda m, x: [F.linear(x, part) for part in m.W.chunk(3)], ((2, K),), {"W": (9, K)}, 3
@@ -235,9 +233,7 @@ def test_printed_form(name: str, ir: str, lower: Lower, make: Make) -> None:
 
 
 def test_a_weight_that_is_computed_by_a_product_stays_out(lower: Lower, make: Make) -> None:
-    model = make(
-        lambda m, x: F.linear(x, m.A @ m.B), A=torch.randn(N, 2), B=torch.randn(2, K)
-    )
+    model = make(lambda m, x: F.linear(x, m.A @ m.B), A=torch.randn(N, 2), B=torch.randn(2, K))
     lowered = lower(model, torch.randn(3, K))
 
     assert lowered.run("canonicalize") is False
@@ -350,7 +346,7 @@ def test_missing_conv_arguments_are_filled_in(dims: int, lower: Lower, make: Mak
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 @pytest.mark.parametrize("padding", [2, "same"])
 def test_other_padding_modes_are_an_op_of_their_own(
-    mode: str, padding: int | str, lower: Lower
+    mode: Any, padding: int | str, lower: Lower
 ) -> None:
     model = nn.Conv2d(4, 6, 3, padding=padding, padding_mode=mode).double().eval()
     x = torch.randn(2, 4, 9, 8).double()

@@ -77,7 +77,7 @@ def test_printed_form(lower: Lower) -> None:
 
     assert lowered.ir.splitlines() == [
         "%input_1: f32[5, 4] = input",
-        '%to_dtype: f64[6] = aten.to.dtype(@1.running_var, float64)',
+        "%to_dtype: f64[6] = aten.to.dtype(@1.running_var, float64)",
         "%add_scalar: f64[6] = aten.add.Scalar(%to_dtype, 1e-05)",
         "%rsqrt_default: f64[6] = aten.rsqrt(%add_scalar)",
         "%view_default: f64[6, 1] = aten.view(%rsqrt_default, [-1, 1])",
@@ -100,7 +100,7 @@ def test_folded_weights_have_the_dtype_of_the_weight(dtype: torch.dtype, lower: 
     lowered.run(BEFORE, "fold-batch-norm")
 
     (conv,) = lowered.nodes("aten.conv2d")
-    assert [arg.meta["val"].dtype for arg in conv.args[1:3]] == [dtype] * 2  # type: ignore[union-attr]
+    assert [arg.meta["val"].dtype for arg in conv.args[1:3]] == [dtype] * 2
     rtol = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 0.1}[dtype]
     with torch.no_grad():
         torch.testing.assert_close(lowered(x), model(x), rtol=rtol, atol=rtol)
@@ -112,15 +112,11 @@ def test_folding_costs_one_rounding_of_the_weight(lower: Lower) -> None:
     lowered.run("inline-regions,canonicalize,fold-batch-norm,select-analog,derive-weights")
 
     (linear,) = lowered.nodes("aten.linear")
-    derived = lowered.ctx.root.get_submodule(str(linear.args[1].target))  # type: ignore[union-attr]
-    norm, fc = model[1], model[0]
-    sources = [
-        dict([*model.named_parameters(), *model.named_buffers()])[str(n.target)]
-        for n in linear.args[1].args  # type: ignore[union-attr]
-    ]
-    exact = fc.weight.double() * (
-        norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()  # type: ignore[operator]
-    )[:, None]
+    derived = lowered.ctx.root.get_submodule(linear.args[1].target)
+    held = model.state_dict(keep_vars=True)
+    sources = [held[n.target] for n in linear.args[1].args]
+    deviation = (held["1.running_var"].double() + 1e-5).sqrt()
+    exact = held["0.weight"].double() * (held["1.weight"].double() / deviation)[:, None]
     assert torch.equal(derived(*sources), exact.float())
 
 
@@ -142,9 +138,7 @@ def test_folded_weight_follows_statistics_and_parameters(lower: Lower) -> None:
 
 
 def test_grouped_and_text_padded_convolutions_fold(lower: Lower) -> None:
-    model = nn.Sequential(
-        nn.Conv2d(4, 6, 3, padding="same", groups=2), trained(nn.BatchNorm2d(6))
-    )
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, padding="same", groups=2), trained(nn.BatchNorm2d(6)))
     model, x = model.double().eval(), torch.randn(INPUTS[2]).double()
     lowered = lower(model, x)
 

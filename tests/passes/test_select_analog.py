@@ -51,7 +51,12 @@ def test_layers_are_analog_and_the_rest_has_a_reason(lower: Lower) -> None:
 def test_layer_info_says_what_a_predicate_needs(lower: Lower) -> None:
     seen: list[LayerInfo] = []
     lowered = lower(Net(), X)
-    lowered.ctx.select = lambda info: bool(seen.append(info)) or True
+
+    def look(info: LayerInfo) -> bool:
+        seen.append(info)
+        return True
+
+    lowered.ctx.select = look
     lowered.run(BEFORE, "select-analog")
 
     macs = 2 * 6 * 5 * 4 * (2 * 3 * 3)
@@ -189,7 +194,13 @@ NOTHING_TO_STORE = "activation x activation: nothing to store"
 @pytest.mark.parametrize(
     ("function", "shapes", "weights", "op", "expected"),
     [
-        (lambda m, x, y: x @ y, ((3, 4), (4, 5)), {}, "aten.matmul", ("rule", NOTHING_TO_STORE, 60)),
+        (
+            lambda m, x, y: x @ y,
+            ((3, 4), (4, 5)),
+            {},
+            "aten.matmul",
+            ("rule", NOTHING_TO_STORE, 60),
+        ),
         (
             lambda m, x, y: F.linear(x, y),
             ((3, 4), (5, 4)),
@@ -342,7 +353,9 @@ def test_products_inside_a_region_are_reported(lower: Lower, make: Make) -> None
     lowered.run(BEFORE, "select-analog")
 
     (record,) = [
-        r for n in lowered.module.graph.nodes if isinstance(r := n.meta.get(META), Digital) and r.macs
+        r
+        for n in lowered.module.graph.nodes
+        if isinstance(r := n.meta.get(META), Digital) and r.macs
     ]
     assert record.rule == "unsupported"
     assert record.reason.startswith("1 products inside a wrap_with_autocast")
@@ -377,6 +390,18 @@ def test_products_inside_a_region_are_reported(lower: Lower, make: Make) -> None
             "aten.conv_transpose2d.input",
             2 * 4 * 25 * 3 * 9,
         ),
+        (
+            lambda m, x, y: torch.einsum("...ij,kj->...ik", x, y),
+            ((7, 3, 4), (5, 4)),
+            "aten.einsum",
+            7 * 3 * 5 * 4,
+        ),
+        (
+            lambda m, x, y, w: F.bilinear(x, y, w),
+            ((3, 4), (3, 5), (6, 4, 5)),
+            "aten.bilinear",
+            3 * 6 * 4 * 5,
+        ),
         (lambda m, x, y: x + y, ((3, 4), (3, 4)), "aten.add.Tensor", 0),
     ],
 )
@@ -392,6 +417,34 @@ def test_multiply_accumulates(
 
     (node,) = lowered.nodes(op)
     assert count_macs(node) == macs
+
+
+# torch.export's own remark on how torch's recurrent modules keep their weights.
+@pytest.mark.filterwarnings("ignore:.*were assigned during export.*:UserWarning")
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (nn.LSTM(4, 5, num_layers=2, bidirectional=True), (7, 3, 4)),
+        (nn.GRU(4, 5, batch_first=True), (3, 7, 4)),
+        (nn.RNN(4, 5), (7, 3, 4)),
+        (nn.LSTMCell(4, 5), (3, 4)),
+    ],
+    ids=["lstm", "gru", "rnn", "lstm-cell"],
+)
+def test_recurrent_layers_are_unsupported_products_of_all_their_matrices(
+    model: nn.Module, shape: tuple[int, ...], lower: Lower
+) -> None:
+    lowered = lower(model, torch.randn(shape))
+    lowered.run(BEFORE, "select-analog")
+
+    (record,) = [
+        r
+        for n in lowered.module.graph.nodes
+        if isinstance(r := n.meta.get(META), Digital) and r.macs
+    ]
+    matrices = sum(p.numel() for p in model.parameters() if p.dim() == 2)
+    assert record.rule == "unsupported"
+    assert record.macs == torch.Size(shape[:-1]).numel() * matrices
 
 
 def test_multiply_accumulates_of_a_dynamic_batch_are_those_of_the_example(lower: Lower) -> None:

@@ -96,7 +96,8 @@ def test_writing_a_view_is_writing_its_base(lower: Lower) -> None:
         def forward(self, x: Tensor) -> Tensor:
             table: Any = self.table
             table[0].copy_(x[0])
-            return x @ table.t()
+            y: Tensor = x @ table.t()
+            return y
 
     lowered = lower(Model(), torch.randn(2, 4))
 
@@ -123,7 +124,7 @@ def test_equal_expressions_have_equal_keys(lower: Lower, make: Make) -> None:
     )
     lowered = lower(model, torch.randn(4, 3))
 
-    keys = [expression_key(node.args[1]) for node in lowered.nodes("aten.mul.Tensor")]  # type: ignore[arg-type]
+    keys = [expression_key(node.args[1]) for node in lowered.nodes("aten.mul.Tensor")]
     assert keys[0] == keys[1]
     assert len(set(keys)) == 3
 
@@ -142,13 +143,16 @@ def test_other_arguments_are_other_keys(one: Any, other: Any, lower: Lower, make
     model = make(lambda m, x: [x - one(m.W), x - other(m.W)], W=torch.randn(4, 4))
     lowered = lower(model, torch.randn(()))
 
-    keys = [expression_key(node.args[1]) for node in lowered.nodes("aten.sub.Tensor")]  # type: ignore[arg-type]
+    keys = [expression_key(node.args[1]) for node in lowered.nodes("aten.sub.Tensor")]
     assert len(set(keys)) == 2
 
 
 def test_leaves_are_the_tensors_of_an_expression_once_each(lower: Lower, make: Make) -> None:
     model = make(
-        lambda m, x: x * (m.A + m.B * m.A).sum(), A=torch.randn(3), B=torch.randn(3), C=torch.ones(1)
+        lambda m, x: x * (m.A + m.B * m.A).sum(),
+        A=torch.randn(3),
+        B=torch.randn(3),
+        C=torch.ones(1),
     )
     lowered = lower(model, torch.randn(3))
 

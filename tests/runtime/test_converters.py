@@ -72,9 +72,7 @@ def exact_code(value: float, full: float, levels: int) -> int:
     st.floats(0.01, 10),
     st.integers(2, 16),
 )
-def test_codes_equal_exact_rational_arithmetic(
-    values: list[float], full: float, bits: int
-) -> None:
+def test_codes_equal_exact_rational_arithmetic(values: list[float], full: float, bits: int) -> None:
     levels = (1 << (bits - 1)) - 1
 
     codes = to_codes(torch.tensor(values, dtype=torch.float64), torch.tensor(full).double(), levels)

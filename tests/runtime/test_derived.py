@@ -62,9 +62,7 @@ def swap_data(t: Tensor) -> None:
 
 @pytest.mark.parametrize("which", [0, 1, 2])
 @pytest.mark.parametrize("change", [add_in_place, write_a_view, swap_data])
-def test_every_change_of_a_source_is_followed(
-    which: int, change: Callable[[Tensor], None]
-) -> None:
+def test_every_change_of_a_source_is_followed(which: int, change: Callable[[Tensor], None]) -> None:
     held = sources()
     derived = derive(folded)
     derived(*held)

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import itertools
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def choose(
 
 def draw(kind: str, count: int = 40_000) -> Tensor:
     rng = np.random.default_rng(1)
-    samples = {
+    samples: dict[str, Callable[[], Any]] = {
         "gaussian": lambda: rng.normal(size=count),
         "uniform": lambda: rng.uniform(-3, 3, size=count),
         "laplace": lambda: rng.laplace(size=count),
@@ -50,9 +51,7 @@ def error(x: Tensor, full: float, levels: int) -> float:
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8, 12])
-@pytest.mark.parametrize(
-    "kind", ["gaussian", "uniform", "laplace", "student", "relu", "sparse"]
-)
+@pytest.mark.parametrize("kind", ["gaussian", "uniform", "laplace", "student", "relu", "sparse"])
 def test_mse_range_is_close_to_the_best_of_a_search(kind: str, bits: int) -> None:
     x, levels = draw(kind), 2 ** (bits - 1) - 1
     peak = float(x.abs().max())
@@ -109,7 +108,9 @@ def test_absmax_is_exact_in_any_order(batches: list[list[float]]) -> None:
 def test_order_of_batches_hardly_matters(method: Method) -> None:
     batches = [draw("laplace")[None, i::5] * 2.0**i for i in range(5)]
 
-    ways = [choose([batches[i] for i in order], method)[0] for order in itertools.permutations(range(5))]
+    ways = [
+        choose([batches[i] for i in order], method)[0] for order in itertools.permutations(range(5))
+    ]
 
     assert max(ways) / min(ways) < 1.03
 

@@ -126,13 +126,13 @@ def slow(
     matrix = reference.flat_weight(held, weight.shape, spec) + (normal - normal.detach())
     if not layer.kernel:
         blocks = [matrix[:, a:b] for a, b in spec.blocks]
-        return reference.linear(
-            x, blocks, held.scale, bias, input_range, adc_range, spec, noise
-        )
+        return reference.linear(x, blocks, held.scale, bias, input_range, adc_range, spec, noise)
     outputs = []
     for g, part in enumerate(x.chunk(layer.groups, dim=1)):
         columns = slice(g * layer.out, (g + 1) * layer.out)
-        wide = adc_range[:, columns] if adc_range is not None and adc_range.dim() == 2 else adc_range
+        wide = (
+            adc_range[:, columns] if adc_range is not None and adc_range.dim() == 2 else adc_range
+        )
         found = patches(part, layer)
         size = found.shape[1 : 1 + len(layer.kernel)]
         y = reference.linear(
@@ -237,7 +237,9 @@ def layers(draw: st.DrawFn) -> Layer:
         max(draw(st.integers(1, 7)), d * (k - 1) + 1 - 2 * p)
         for k, p, d in zip(kernel, padding, dilation, strict=True)
     )
-    batch = (draw(st.integers(1, 3)),) if dims else tuple(draw(st.lists(st.integers(1, 3), max_size=2)))
+    batch = (
+        (draw(st.integers(1, 3)),) if dims else tuple(draw(st.lists(st.integers(1, 3), max_size=2)))
+    )
     bits = st.integers(2, 9)
     dac = draw(st.none() | st.builds(Converter, bits, st.sampled_from(["calibrated", "dynamic"])))
     adc = draw(st.none() | st.builds(Converter, bits, st.just("calibrated"), st.booleans()))
@@ -316,7 +318,9 @@ def test_own_im2col_is_that_of_a_convolution(name: str) -> None:
     x, weight, bias = layer.tensors(torch.float64)[:3]
     assert x is not None and weight is not None
 
-    found = patches(x, replace(layer, groups=1)).unflatten(1 + len(layer.kernel), (layer.groups, -1))
+    found = patches(x, replace(layer, groups=1)).unflatten(
+        1 + len(layer.kernel), (layer.groups, -1)
+    )
     grouped = weight.unflatten(0, (layer.groups, -1)).flatten(2)
     y = torch.einsum("b...gk,gnk->b...gn", found.flatten(2 + len(layer.kernel)), grouped)
     y = y.flatten(-2) + (0 if bias is None else bias)

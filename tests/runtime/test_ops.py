@@ -69,11 +69,15 @@ def digital(name: str, args: tuple[Any, ...]) -> Tensor:
 # -- opcheck --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("grad", [False, True], ids=["no-grad", "grad"])
 @pytest.mark.parametrize("kind", SETTINGS)
 @pytest.mark.parametrize("name", ops.NAMES)
-def test_opcheck(name: str, kind: str, grad: bool) -> None:
-    torch.library.opcheck(operator(name), operands(name, kind, requires_grad=grad))
+def test_opcheck(name: str, kind: str) -> None:
+    torch.library.opcheck(operator(name), operands(name, kind, requires_grad=True))
+
+
+@pytest.mark.parametrize("name", ops.NAMES)
+def test_opcheck_without_gradients(name: str) -> None:
+    torch.library.opcheck(operator(name), operands(name, "8bit"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -134,8 +138,10 @@ def test_ideal_layers_are_the_digital_operator(name: str, bias: bool) -> None:
 def test_many_bits_come_near_the_digital_operator(name: str, kind: str) -> None:
     args = list(operands(name, kind, torch.float64))
     spec = LayerSpec((0, torch.Size(SHAPES[name][1][1:]).numel()), **SETTINGS[kind])
-    wide = [None if c is None else Converter(16, c.range, c.per_column) for c in (spec.dac, spec.adc)]
-    args[-2] = LayerSpec(spec.rows, *wide).to_text()
+    wide = [
+        None if c is None else Converter(16, c.range, c.per_column) for c in (spec.dac, spec.adc)
+    ]
+    args[-2] = LayerSpec(spec.rows, wide[0], wide[1]).to_text()
     args[3] = None if args[3] is None else args[0].abs().max().float()[None]
     args[4] = None if args[4] is None else args[4][:1] * 4
 
@@ -226,7 +232,8 @@ def test_channels_last_in_channels_last_out(kind: str) -> None:
 
     assert y.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(y, operator("conv2d")(*args), check_stride=False)
-    torch.library.opcheck(operator("conv2d"), fake_args)
+    if kind in ("8bit", "dynamic"):
+        torch.library.opcheck(operator("conv2d"), fake_args)
     y.sum().backward()
     assert last.grad is not None
 
@@ -288,7 +295,9 @@ def test_the_operator_uses_the_array_of_its_key_and_programs_it_again_on_change(
 
 def test_backward_uses_the_weight_that_the_tiles_hold() -> None:
     args = operands("linear", "dac", torch.float64, requires_grad=True, device=GaussianDevice(0.1))
-    fc = TileArray("fc", "ops/back", LayerSpec((0, 2, 6), device=GaussianDevice(0.1)), NoiseSource(1))
+    fc = TileArray(
+        "fc", "ops/back", LayerSpec((0, 2, 6), device=GaussianDevice(0.1)), NoiseSource(1)
+    )
 
     y = operator("linear")(*args[:-1], "ops/back")
     (grad,) = torch.autograd.grad(y.sum(), args[0])
@@ -322,13 +331,14 @@ def test_results_do_not_depend_on_the_number_of_threads(shape: tuple[int, ...]) 
     geometry: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], 1)
     if len(shape) == 2:
         x, geometry = x[..., 0, 0], ()
-    found = []
-    for count in (1, 2):
-        torch.set_num_threads(count)
-        fc = TileArray("fc", "ops/threads", noisy, NoiseSource(5))
-        run = operator("conv2d" if geometry else "linear")
-        found.append(run(x, weight, None, *ranges, *geometry, noisy.to_text(), fc.key))
-    torch.set_num_threads(1)
+    run, found = operator("conv2d" if geometry else "linear"), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            fc = TileArray("fc", "ops/threads", noisy, NoiseSource(5))
+            found.append(run(x, weight, None, *ranges, *geometry, noisy.to_text(), fc.key))
+    finally:
+        torch.set_num_threads(1)
 
     assert torch.equal(found[0], found[1])
 

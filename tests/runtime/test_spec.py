@@ -15,9 +15,7 @@ specs = st.builds(
     LayerSpec,
     rows=st.lists(st.integers(1, 99), min_size=1, unique=True).map(lambda r: (0, *sorted(r))),
     dac=st.none()
-    | st.builds(
-        Converter, st.integers(2, 16), st.sampled_from(["calibrated", "dynamic"])
-    ),
+    | st.builds(Converter, st.integers(2, 16), st.sampled_from(["calibrated", "dynamic"])),
     adc=st.none() | st.builds(Converter, st.integers(2, 16), st.floats(0.1, 9)),
     weight_scale=st.sampled_from(["column", "tensor"]),
     device=st.floats(0, 1).map(GaussianDevice),

@@ -118,7 +118,13 @@ def test_conv_blocks_reassemble_to_the_matrix(
 
 @pytest.mark.parametrize(
     ("start", "stop", "taps", "span"),
-    [(0, 9, 9, (0, 1)), (0, 10, 9, (0, 2)), (8, 9, 9, (0, 1)), (9, 27, 9, (1, 3)), (4, 6, 1, (4, 6))],
+    [
+        (0, 9, 9, (0, 1)),
+        (0, 10, 9, (0, 2)),
+        (8, 9, 9, (0, 1)),
+        (9, 27, 9, (1, 3)),
+        (4, 6, 1, (4, 6)),
+    ],
 )
 def test_channel_span(start: int, stop: int, taps: int, span: tuple[int, int]) -> None:
     assert tiles.channel_span(start, stop, taps) == span

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -58,13 +58,11 @@ def operands(name: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Ten
     )
 
 
-def each(run: Layer, x: Tensor, weight: Tensor, bias: Tensor, dims: tuple[Any, ...]) -> Tensor:
+def each(run: Layer, tensors: Sequence[Tensor], dims: Sequence[int | None]) -> Tensor:
     """What vmap stands for: a loop."""
     found = []
     for i in range(3):
-        picked = [
-            t if d is None else t.select(d, i) for t, d in zip((x, weight, bias), dims, strict=True)
-        ]
+        picked = [t if d is None else t.select(d, i) for t, d in zip(tensors, dims, strict=True)]
         found.append(run(*picked))
     return torch.stack(found)
 
@@ -86,7 +84,7 @@ def test_vmap_over_inputs_is_a_loop(name: str, kind: str, dim: int, single: bool
 
     found = torch.vmap(run, in_dims=(dim, None, None), randomness="different")(many, weight, bias)
 
-    torch.testing.assert_close(found, each(run, many, weight, bias, (dim, None, None)))
+    torch.testing.assert_close(found, each(run, (many, weight, bias), (dim, None, None)))
 
 
 @pytest.mark.parametrize("dims", [(None, 0, None), (0, 1, None), (None, None, 0), (0, 0, 0)])
@@ -103,7 +101,7 @@ def test_vmap_over_weights_and_biases_is_a_loop(
 
     found = torch.vmap(run, in_dims=dims, randomness="different")(*tensors)
 
-    torch.testing.assert_close(found, each(run, *tensors, dims))  # type: ignore[arg-type]
+    torch.testing.assert_close(found, each(run, tensors, dims))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -220,8 +218,11 @@ def test_hessian_through_a_converter_says_that_there_is_none() -> None:
     run = layer("linear", "8bit")
     x, weight, bias = operands("linear")
 
+    def loss(w: Tensor) -> Tensor:
+        return run(x, w, bias).square().sum()
+
     with pytest.raises(UnsupportedError, match="second derivatives"):
-        torch.func.jacrev(torch.func.grad(lambda w: run(x, w, bias).square().sum()))(weight)
+        torch.func.jacrev(torch.func.grad(loss))(weight)
 
 
 # -- autocast -------------------------------------------------------------------------------------
@@ -292,7 +293,7 @@ def test_torch_compile_keeps_values_gradients_and_later_writes(name: str, kind: 
     leaves = [t.requires_grad_() for t in operands(name)]
 
     for _ in range(2):
-        expected, found = run(*leaves), compiled(*leaves)  # type: ignore[call-arg]
+        expected, found = run(*leaves), compiled(*leaves)
         grad = torch.randn_like(expected)
         torch.testing.assert_close(found, expected)
         ours, theirs = (torch.autograd.grad(y, leaves, grad) for y in (found, expected))
