@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from torch import Tensor, fx, nn
 from torch.fx.graph import CodeGen
+from torch.utils import _pytree as pytree
 
 from ..passes.base import META, Pass, PassContext
 from ..passes.verify import OPS
@@ -329,7 +330,7 @@ class CompiledModel(fx.GraphModule):
     def _calibrate(self, data: Iterable[Any] | None, how: Calibration, only_missing: bool) -> int:
         signature = self._program.signature
         if data is None and self._source is not None:
-            data = [(self._source.args, self._source.kwargs)]
+            data = _Mapped([(self._source.args, self._source.kwargs)], _cloned)
         elif data is None:
             if only_missing:
                 return 0
@@ -443,6 +444,11 @@ def _as_call(item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(item, list | tuple):
         return tuple(item), {}
     return (item,), {}
+
+
+def _cloned(call: Any) -> Any:
+    # A model may write its inputs; the examples are the user's, and are used again.
+    return pytree.tree_map_only(Tensor, Tensor.clone, call)
 
 
 class _Mapped:

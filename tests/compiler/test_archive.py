@@ -735,7 +735,7 @@ EDITS: dict[str, Callable[[dict[str, Any], Any], Any]] = {
          {"name": "output", "op": "output", "target": "output", "args": [ref("evil")]}],
     ),
     "derived expression of another shape": lambda m, t: expression(m)[-1].update(
-        args=[ref(expression(m)[0]["name"])]
+        args=[ref([n for n in expression(m) if n["op"] == "placeholder"][-1]["name"])]
     ),
     "module that is a path to nowhere": set_in("modules", 1, value="a..b"),
     "module that is a number": set_in("modules", 1, value=5),

@@ -237,6 +237,26 @@ def test_dtype_is_kept(dtype: torch.dtype) -> None:
         assert compiled(X.to(dtype)).dtype == dtype
 
 
+def test_input_that_the_model_writes_is_written_by_calls_but_not_by_compiling() -> None:
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x.add_(1)
+            out: Tensor = self.layer(x)
+            return out
+
+    model, example = Writes(), X.clone()
+    compiled = analogc.compile(model, (example,), seed=0)
+    compiled.calibrate()
+    assert torch.equal(example, X)
+    x = X.clone()
+    compiled(x)
+    assert torch.equal(x, X + 1)
+
+
 @pytest.mark.parametrize("name", ["a-b", "my key!", "weights", "_root", "tiles", "forward_", "é"])
 def test_submodules_may_have_odd_names(name: str) -> None:
     class Odd(nn.Module):

@@ -240,6 +240,34 @@ def test_a_weight_that_is_computed_by_a_product_stays_out(lower: Lower, make: Ma
     assert lowered.counts["aten.matmul"] == 1
 
 
+def test_a_product_of_a_weight_and_chance_stays_out(lower: Lower, make: Make) -> None:
+    # Neither stored nor an activation: it makes a weight, anew in each forward.
+    model = make(
+        lambda m, x: x @ (m.A @ F.dropout(m.B, 0.5, training=True)),
+        A=torch.randn(K, 2),
+        B=torch.randn(2, N),
+    )
+    lowered = lower(model, torch.randn(3, K))
+
+    assert lowered.run("canonicalize") is False
+    assert lowered.counts["aten.matmul"] == 2
+
+
+def test_a_bias_with_beta_zero_is_not_looked_at(lower: Lower, make: Make) -> None:
+    model = make(
+        lambda m, x: torch.addmm(m.b, x, m.W, beta=0),
+        W=torch.randn(K, N),
+        b=torch.full((N,), float("nan")),
+    )
+    x = torch.randn(3, K)
+    lowered = lower(model, x)
+
+    lowered.run("canonicalize")
+
+    assert bool(lowered(x).isfinite().all())
+    torch.testing.assert_close(lowered(x), model(x))
+
+
 def test_new_nodes_keep_name_place_and_provenance(lower: Lower) -> None:
     class Inner(nn.Module):
         def __init__(self) -> None:

@@ -75,6 +75,23 @@ def test_regions_are_inlined_with_the_same_numbers_and_gradients(
             torch.testing.assert_close(a, b)
 
 
+def test_what_a_region_with_gradients_returns_is_not_detached(lower: Lower, make: Make) -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            y: Tensor = m.fc(x)
+        return y * 2
+
+    model, x = make(run, fc=nn.Linear(4, 5)), torch.randn(3, 4)
+    with torch.no_grad():
+        lowered = lower(model, x)
+    assert any(REGION in op for op in lowered.ops)
+
+    lowered.run("inline-regions")
+
+    assert lowered.counts["aten.detach"] == 0
+    assert lowered(x).requires_grad
+
+
 def test_printed_form(lower: Lower, make: Make) -> None:
     model = make(frozen_then_trained, first=nn.Linear(4, 4), second=nn.Linear(4, 5))
     lowered = lower(model, torch.randn(3, 4))

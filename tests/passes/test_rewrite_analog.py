@@ -170,10 +170,12 @@ def test_the_other_graph_of_a_model_uses_the_same_arrays_and_ranges(lower: Lower
     first = lower(model.eval(), x, target=Target())
     first.run(BEFORE, "rewrite-analog")
     first.calibrate(x)
+    array = first.ctx.arrays["0"]
     first.ctx.root.train()
     second = lower(model, x, like=first)
     second.run(BEFORE, "rewrite-analog")
 
+    assert first.ctx.arrays == {"0": array}
     (a,), (b,) = first.nodes("analogc.linear"), second.nodes("analogc.linear")
     assert a.args[-1] == b.args[-1]
     assert [str(n.target) for n in a.args[3:5]] == [str(n.target) for n in b.args[3:5]]
