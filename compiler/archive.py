@@ -97,7 +97,6 @@ def _describe(model: CompiledModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for name, array in ctx.arrays.items():
         arrays[name] = {
             "spec": array.spec.to_text(),
-            "derived": array.derived,
             "times_programmed": array.times_programmed,
             "calls": array.calls,
             "auto_sync": array.auto_sync,
@@ -247,7 +246,7 @@ def _rebuild(
     for name, data in manifest["arrays"].items():
         spec = parse(data["spec"])
         array = ctx.arrays[name] = TileArray(
-            name, f"{uid}/{name}", spec, ctx.noise, bool(data["derived"]), bool(data["auto_sync"])
+            name, f"{uid}/{name}", spec, ctx.noise, bool(data["auto_sync"])
         )
         if "blocks" in data:
             prefix = f"{HOME}.tiles.{name}"

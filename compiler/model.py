@@ -356,7 +356,7 @@ class CompiledModel(fx.GraphModule):
             setattr(ctx, name, dict(getattr(ctx, name)))
         ctx.arrays = {
             name: TileArray(
-                name, f"{ctx.uid}/{name}", array.spec, ctx.noise, array.derived, array.auto_sync,
+                name, f"{ctx.uid}/{name}", array.spec, ctx.noise, array.auto_sync,
                 times_programmed=array.times_programmed, calls=array.calls,
             )
             for name, array in self._ctx.arrays.items()
