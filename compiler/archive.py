@@ -101,12 +101,10 @@ def _describe(model: CompiledModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "calls": array.calls,
             "auto_sync": array.auto_sync,
         }
-    for name, array in model._arrays():
-        if array.programmed is None or not array.is_current(model.live_weight(name).detach()):
-            continue
-        arrays[name]["blocks"] = len(array.programmed.blocks)
-        tensors[f"{HOME}.tiles.{name}.scale"] = array.programmed.scale.cpu()
-        for i, block in enumerate(array.programmed.blocks):
+    for name, held in model.programmed().items():
+        arrays[name]["blocks"] = len(held.blocks)
+        tensors[f"{HOME}.tiles.{name}.scale"] = held.scale.cpu()
+        for i, block in enumerate(held.blocks):
             tensors[f"{HOME}.tiles.{name}.{i}"] = block.cpu()
     derived = {
         name: graph_to_json(module.expression.graph)
@@ -253,7 +251,6 @@ def _rebuild(
             blocks = tuple(tensors[f"{prefix}.{i}"].to(device) for i in range(len(spec.blocks)))
             contents[name] = Programmed(blocks, tensors[f"{prefix}.scale"].to(device))
         array.times_programmed, array.calls = int(data["times_programmed"]), int(data["calls"])
-    counts = {name: (a.times_programmed, a.calls) for name, a in ctx.arrays.items()}
     for name, nodes in manifest["derived"].items():
         expression = fx.GraphModule(nn.Module(), reader.read(nodes), "WeightExpression")
         home = root.get_submodule(f"{HOME}.derived")
@@ -277,13 +274,7 @@ def _rebuild(
     if tuple(module.training for module in modules_of(root)) not in programs:
         raise FormatError("there is no graph for the mode that the model was saved in")
     _check_contents(contents, ctx)
-    model = CompiledModel(root, ctx, programs, (), None)
-    for name, _ in model._arrays():
-        if name in contents:
-            ctx.arrays[name].adopt(model.live_weight(name).detach(), contents[name])
-    for name, (programmed, calls) in counts.items():
-        ctx.arrays[name].times_programmed, ctx.arrays[name].calls = programmed, calls
-    return model
+    return CompiledModel(root, ctx, programs, (), None, held=contents)
 
 
 def _check_contents(contents: dict[str, Programmed], ctx: PassContext) -> None:

@@ -8,7 +8,7 @@ import io
 import operator
 import secrets
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +21,7 @@ from ..runtime.calibrate import calibrate
 from ..runtime.errors import InputError, UnsupportedError
 from ..runtime.mapping import TileMapping
 from ..runtime.target import Calibration, Target
-from ..runtime.tiles import TileArray
+from ..runtime.tiles import Programmed, TileArray
 from .build import Program, Step, build
 from .capture import Source
 from .coverage import CoverageReport
@@ -61,6 +61,7 @@ class CompiledModel(fx.GraphModule):
         source: Source | None,
         data: Iterable[Any] | None = None,
         check: bool = False,
+        held: Mapping[str, Programmed] | None = None,
     ) -> None:
         super().__init__(nn.Module(), fx.Graph())
         # The very dicts of the root holder: one set of names, whichever way it is reached.
@@ -73,7 +74,7 @@ class CompiledModel(fx.GraphModule):
             _root=root, _ctx=ctx, _programs=programs, _passes=tuple(passes), _source=source,
             _data=data, _check=check, _program=None, _function=None,
         )  # fmt: skip
-        self._enter_mode()
+        self._enter_mode(held or {})
 
     # -- running ---------------------------------------------------------------------------------
 
@@ -133,8 +134,12 @@ class CompiledModel(fx.GraphModule):
         self.training = self._root.training
         self._enter_mode()
 
-    def _enter_mode(self) -> None:
-        """Make the graph of the holders' mode the current one."""
+    def _enter_mode(self, held: Mapping[str, Programmed] | None = None) -> None:
+        """Make the graph of the holders' mode the current one.
+
+        Args:
+            held: what the tiles of some arrays hold already, by name.
+        """
         self.training = self._root.training
         mode = mode_of(self._root)
         if mode not in self._programs:
@@ -150,6 +155,9 @@ class CompiledModel(fx.GraphModule):
             if any(t.is_meta for t in self.parameters()):
                 return
             self._calibrate(self._data, self.target.calibration, only_missing=True)
+            for mapping, array, weight in self._live_weights() if held else ():
+                if mapping.array in held:
+                    array.adopt(weight, held[mapping.array])
             self.sync()
 
     def _capture(self) -> Program:
@@ -252,6 +260,15 @@ class CompiledModel(fx.GraphModule):
                 return self._value(node.args[1])
         raise InputError(f"no tile array named {array!r}")
 
+    def _live_weights(self) -> Iterator[tuple[TileMapping, TileArray, Tensor]]:
+        """Each tile array of the current graph once, with the tensor it is programmed from."""
+        seen: set[str] = set()
+        for node, mapping in self._analog_nodes():
+            if mapping.array not in seen:
+                seen.add(mapping.array)
+                weight = self._value(node.args[1]).detach()
+                yield mapping, self._ctx.arrays[mapping.array], weight
+
     def _value(self, node: Any) -> Tensor:
         at: Any = self._root
         for part in node.target.split("."):
@@ -261,15 +278,21 @@ class CompiledModel(fx.GraphModule):
         value: Tensor = at
         return value
 
+    def programmed(self) -> dict[str, Programmed]:
+        """What the tiles of each array hold, of those whose weight did not change since."""
+        return {
+            mapping.array: array.programmed
+            for mapping, array, weight in self._live_weights()
+            if array.programmed is not None and array.is_current(weight)
+        }
+
     def sync(self) -> list[str]:
         """Program again every tile array whose weight changed; returns the layers concerned.
 
         A forward does this by itself, layer by layer, unless ``auto_sync`` is off.
         """
         touched = []
-        for mapping in self.tiles:
-            array = self._ctx.arrays[mapping.array]
-            weight = self.live_weight(mapping.array).detach()
+        for mapping, array, weight in self._live_weights():
             if not array.is_current(weight):
                 array.write(weight)
                 touched.append(mapping.layer)
@@ -285,9 +308,9 @@ class CompiledModel(fx.GraphModule):
             self._ctx.noise.seed = _checked_seed(seed)
             for array in self._ctx.arrays.values():
                 array.times_programmed = array.calls = 0
-        for name, array in self._arrays():
+        for _, array, weight in self._live_weights():
             if not array.spec.is_ideal:
-                array.write(self.live_weight(name).detach())
+                array.write(weight)
 
     @property
     def auto_sync(self) -> bool:
@@ -370,18 +393,10 @@ class CompiledModel(fx.GraphModule):
         }  # fmt: skip
         new = CompiledModel.__new__(CompiledModel)
         memo[id(self)] = new
-        held = {
-            name: array.programmed
-            for name, array in self._arrays()
-            if array.programmed is not None and array.is_current(self.live_weight(name).detach())
-        }
-        counts = {name: (a.times_programmed, a.calls) for name, a in ctx.arrays.items()}
-        CompiledModel.__init__(new, root, ctx, programs, self._passes, source, self._data,
-                               self._check)  # fmt: skip
-        for name, content in held.items():
-            ctx.arrays[name].adopt(new.live_weight(name).detach(), content)
-        for name, (programmed, calls) in counts.items():
-            ctx.arrays[name].times_programmed, ctx.arrays[name].calls = programmed, calls
+        CompiledModel.__init__(
+            new, root, ctx, programs, self._passes, source, self._data, self._check,
+            self.programmed(),
+        )  # fmt: skip
         return new
 
     def __copy__(self) -> CompiledModel:
