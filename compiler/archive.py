@@ -28,6 +28,7 @@ from ..passes.derive_weights import HOME
 from ..passes.verify import OPS, verify
 from ..runtime.derived import DerivedWeight
 from ..runtime.errors import AnalogcError, FormatError, InputError, UnsupportedError
+from ..runtime.guard import checked_access
 from ..runtime.mapping import TileMapping
 from ..runtime.noise import NoiseSource
 from ..runtime.spec import parse
@@ -68,12 +69,15 @@ def save(model: CompiledModel, path: Path) -> None:
 
 def _describe(model: CompiledModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     root, ctx = model._root, model._ctx
-    if any(p.is_meta for p in model.parameters()):
+    if any(p.is_meta for p in root.parameters()):
         raise UnsupportedError("a model on the meta device has no weights to save")
     tensors: dict[str, Tensor] = {}
     table: list[dict[str, Any]] = []
     seen: dict[int, dict[str, Any]] = {}
-    modules = root.named_modules(remove_duplicate=False)
+    modules = list(root.named_modules(remove_duplicate=False))
+    first: dict[nn.Module, str] = {}
+    for name, module in modules:
+        first.setdefault(module, name)
     for prefix, module in modules:
         for kind, entries in (("parameter", module._parameters), ("buffer", module._buffers)):
             for name, value in entries.items():
@@ -101,7 +105,7 @@ def _describe(model: CompiledModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "calls": array.calls,
             "auto_sync": array.auto_sync,
         }
-    for name, held in model.programmed().items():
+    for name, held in model._contents().items():
         arrays[name]["blocks"] = len(held.blocks)
         tensors[f"{HOME}.tiles.{name}.scale"] = held.scale.cpu()
         for i, block in enumerate(held.blocks):
@@ -115,7 +119,9 @@ def _describe(model: CompiledModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "format": FORMAT,
         "target": model.target.to_dict(),
         "seed": model.seed,
-        "modules": [name for name, _ in root.named_modules(remove_duplicate=False)],
+        "weight_access": model.weight_access,
+        "modules": [name for name, _ in modules],
+        "shared": {name: first[module] for name, module in modules if first[module] != name},
         "training": [module.training for module in modules_of(root)],
         "tensors": table,
         "arrays": arrays,
@@ -239,6 +245,7 @@ def _rebuild(
     seed = manifest["seed"]
     if seed is not None and not isinstance(seed, int):
         raise FormatError("seed is not a number")
+    weight_access = checked_access(manifest["weight_access"])
     ctx = PassContext(target=target, root=root, noise=NoiseSource(seed), uid=uid)
     contents: dict[str, Programmed] = {}
     for name, data in manifest["arrays"].items():
@@ -274,7 +281,7 @@ def _rebuild(
     if tuple(module.training for module in modules_of(root)) not in programs:
         raise FormatError("there is no graph for the mode that the model was saved in")
     _check_contents(contents, ctx)
-    return CompiledModel(root, ctx, programs, (), None, held=contents)
+    return CompiledModel(root, ctx, programs, (), None, None, False, contents, weight_access)
 
 
 def _check_contents(contents: dict[str, Programmed], ctx: PassContext) -> None:
@@ -291,7 +298,8 @@ def _tree(manifest: dict[str, Any], tensors: dict[str, Tensor], device: torch.de
     plain = Holder(flag=flag)
     for name in manifest["modules"]:
         if name and name != HOME and not name.startswith(f"{HOME}."):
-            _make(plain, checked_path(name), flag)
+            same = manifest.get("shared", {}).get(name)
+            _make(plain, checked_path(name), flag, None if same is None else checked_path(same))
     _fill(plain, manifest, tensors, device, own=False)
     root = hold(plain)
     _fill(root, manifest, tensors, device, own=True)
@@ -303,15 +311,16 @@ def _tree(manifest: dict[str, Any], tensors: dict[str, Tensor], device: torch.de
     return root
 
 
-def _make(root: nn.Module, path: str, flag: ModeFlag) -> nn.Module:
-    at = root
-    for part in path.split("."):
-        if part not in at._modules:
-            at._modules[part] = Holder(flag=flag)
-        child = at._modules[part]
-        assert child is not None, "a module was made for every name"
-        at = child
-    return at
+def _make(root: nn.Module, path: str, flag: ModeFlag, same: str | None) -> None:
+    """Put a module at ``path``: a new one, or the one that is at ``same`` already."""
+    prefix, _, last = path.rpartition(".")
+    parent = root.get_submodule(prefix)
+    if last in parent._modules:
+        return
+    child = Holder(flag=flag) if same is None else root.get_submodule(same)
+    if any(module is parent for module in child.modules()):
+        raise FormatError(f"module {path!r} would be inside itself")
+    parent._modules[last] = child
 
 
 def _fill(
@@ -363,7 +372,21 @@ def _restore_values(
     for node in graph.nodes:
         if node.op == "get_attr" and _attribute(root, node.target) is None:
             raise FormatError(f"the graph refers to {node.target!r}, which the file does not hold")
-    FakeTensorProp(fx.GraphModule(root, graph), mode).propagate_dont_convert_inputs(*inputs)
+    _Shapes(fx.GraphModule(root, graph), mode).propagate_dont_convert_inputs(*inputs)
+
+
+class _Shapes(FakeTensorProp):
+    """Propagates shapes, with fake tensors in place of the model's own.
+
+    Fake mode really runs an operator such as ``add_(buffer, 1)`` if no operand of it is fake.
+    """
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Fake form of the tensor at ``target``."""
+        value = super().get_attr(target, args, kwargs)
+        if isinstance(value, Tensor):
+            return self._mode.from_tensor(value, static_shapes=True)
+        return value
 
 
 def _attribute(root: nn.Module, path: str) -> Any:
