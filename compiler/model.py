@@ -19,9 +19,11 @@ from ..passes.base import META, Pass, PassContext
 from ..passes.verify import OPS
 from ..runtime.calibrate import calibrate
 from ..runtime.errors import InputError, UnsupportedError
+from ..runtime.guard import Access
 from ..runtime.mapping import TileMapping
 from ..runtime.target import Calibration, Target
 from ..runtime.tiles import Programmed, TileArray
+from .access import View, refuse_empty, refuse_load
 from .build import Program, Step, build
 from .capture import Source
 from .coverage import CoverageReport
@@ -43,6 +45,7 @@ class CompiledModel(fx.GraphModule):
     """
 
     _root: Holder
+    _view: View
     _ctx: PassContext
     _programs: dict[Mode, Program]
     _passes: tuple[Pass, ...]
@@ -62,17 +65,21 @@ class CompiledModel(fx.GraphModule):
         data: Iterable[Any] | None = None,
         check: bool = False,
         held: Mapping[str, Programmed] | None = None,
+        weight_access: Access = "direct",
     ) -> None:
         super().__init__(nn.Module(), fx.Graph())
-        # The very dicts of the root holder: one set of names, whichever way it is reached.
-        self._parameters = root._parameters
-        self._buffers = root._buffers
-        self._modules = root._modules
+        view = View(weight_access)
+        # The tables of the root holder (if access is direct, its very dicts): one set of names,
+        # whichever way it is reached.
+        shown = view.tree(root)
+        self._parameters = shown._parameters
+        self._buffers = shown._buffers
+        self._modules = shown._modules
         self._non_persistent_buffers_set = root._non_persistent_buffers_set
         self.training = root.training
         self.__dict__.update(
-            _root=root, _ctx=ctx, _programs=programs, _passes=tuple(passes), _source=source,
-            _data=data, _check=check, _program=None, _function=None,
+            _root=root, _view=view, _ctx=ctx, _programs=programs, _passes=tuple(passes),
+            _source=source, _data=data, _check=check, _program=None, _function=None,
         )  # fmt: skip
         self._enter_mode(held or {})
 
@@ -151,13 +158,15 @@ class CompiledModel(fx.GraphModule):
             self.graph = program.graph
             # Names are looked up in the tree of holders, which has no attributes of its own that
             # a submodule's name could clash with.
-            self.graph.owning_module = self._root  # type: ignore[assignment]
-            if any(t.is_meta for t in self.parameters()):
+            self.graph.owning_module = self._view.tree(self._root)  # type: ignore[assignment]
+            self._view.protect(program.graph, self._root)
+            if any(t.is_meta for t in self._root.parameters()):
                 return
             self._calibrate(self._data, self.target.calibration, only_missing=True)
             for mapping, array, weight in self._live_weights() if held else ():
-                if mapping.array in held:
-                    array.adopt(weight, held[mapping.array])
+                content = (held or {}).get(mapping.array)
+                if content is not None:
+                    array.adopt(weight, content)
             self.sync()
 
     def _capture(self) -> Program:
@@ -182,6 +191,11 @@ class CompiledModel(fx.GraphModule):
     def seed(self) -> int | None:
         """Seed of all noise; None: torch's default generator."""
         return self._ctx.noise.seed
+
+    @property
+    def weight_access(self) -> Access:
+        """What it shows of its analog weights: ``"direct"``, ``"readonly"`` or ``"sealed"``."""
+        return self._view.access
 
     @property
     def signature(self) -> Signature:
@@ -253,7 +267,7 @@ class CompiledModel(fx.GraphModule):
         for mapping in self.tiles:
             yield mapping.array, self._ctx.arrays[mapping.array]
 
-    def live_weight(self, array: str) -> Tensor:
+    def _live_weight(self, array: str) -> Tensor:
         """The tensor that tile array ``array`` is programmed from."""
         for node, mapping in self._analog_nodes():
             if mapping.array == array:
@@ -278,7 +292,7 @@ class CompiledModel(fx.GraphModule):
         value: Tensor = at
         return value
 
-    def programmed(self) -> dict[str, Programmed]:
+    def _contents(self) -> dict[str, Programmed]:
         """What the tiles of each array hold, of those whose weight did not change since."""
         return {
             mapping.array: array.programmed
@@ -362,6 +376,22 @@ class CompiledModel(fx.GraphModule):
         batches = _Mapped(data, lambda call: signature.flatten(*call))
         return calibrate(self.graph, self._root, batches, how, only_missing)
 
+    # -- the module tree -------------------------------------------------------------------------
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # The live tensors move; guards show where they are.
+        self._root._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def to_empty(self, *, device: Any, recurse: bool = True) -> Self:
+        """As of any module; AccessError if that would lose guarded weights."""
+        refuse_empty(self)
+        return super().to_empty(device=device, recurse=recurse)
+
+    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        refuse_load(self, state, prefix)
+        super()._load_from_state_dict(state, prefix, *rest)
+
     # -- copies and files ------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
@@ -395,7 +425,7 @@ class CompiledModel(fx.GraphModule):
         memo[id(self)] = new
         CompiledModel.__init__(
             new, root, ctx, programs, self._passes, source, self._data, self._check,
-            self.programmed(),
+            self._contents(), self.weight_access,
         )  # fmt: skip
         return new
 
