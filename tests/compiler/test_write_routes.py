@@ -5,6 +5,7 @@ compile from the current weights, with the same converter ranges, bit for bit.
 from __future__ import annotations
 
 import multiprocessing
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def compile_like(model: nn.Module, x: Tensor, other: CompiledModel) -> CompiledM
     return fresh
 
 
-def build(size: int, folded: bool) -> tuple[nn.Sequential, Tensor]:
+def build(size: int, folded: bool) -> tuple[Any, Tensor]:
     middle = [nn.BatchNorm1d(size)] if folded else []
     model = nn.Sequential(nn.Linear(size, size), *middle, nn.ReLU(), nn.Linear(size, 5))
     return model.eval(), torch.randn(6, size)

@@ -5,6 +5,7 @@ A model here has layers by index, ``model[0]`` being the one that is written.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-Write = Callable[[nn.Sequential], None]
+Write = Callable[[Any], None]
 ROUTES: dict[str, Write] = {}
 """How to write the weight of the first layer, by name."""
 
@@ -22,21 +23,21 @@ def route(write: Write) -> Write:
     return write
 
 
-def weight(model: nn.Sequential) -> nn.Parameter:
+def weight(model: Any) -> nn.Parameter:
     found = model[0].weight
     assert isinstance(found, nn.Parameter)
     return found
 
 
-def under_no_grad(write: Callable[[Tensor], Any]) -> Write:
-    def apply(model: nn.Sequential) -> None:
+def under_no_grad(write: Callable[[Any], Any]) -> Write:
+    def apply(model: Any) -> None:
         with torch.no_grad():
             write(weight(model))
 
     return apply
 
 
-IN_PLACE: dict[str, Callable[[Tensor], Any]] = {
+IN_PLACE: dict[str, Callable[[Any], Any]] = {
     "add_": lambda w: w.add_(0.5),
     "mul_": lambda w: w.mul_(-1.5),
     "neg_": lambda w: w.neg_(),
@@ -66,8 +67,8 @@ IN_PLACE: dict[str, Callable[[Tensor], Any]] = {
     "numpy": lambda w: w.detach().numpy().__setitem__((0, 0), 2.0),
     "numpy_inplace": lambda w: np.multiply(w.detach().numpy(), 3, out=w.detach().numpy()),
     "asarray": lambda w: np.asarray(w.detach()).__setitem__(slice(0, 2), 0.5),
-    "memoryview": lambda w: memoryview(w.detach().numpy()).__setitem__((1, 0), 6.0),
-    "from_dlpack": lambda w: torch.from_dlpack(w.detach()).mul_(2.0),
+    "memoryview": lambda w: memoryview(w.detach().numpy()).__setitem__((1, 0), 6.0),  # type: ignore[call-overload]
+    "from_dlpack": lambda w: torch.utils.dlpack.from_dlpack(w.detach()).mul_(2.0),
     "numpy_from_dlpack": lambda w: _writable(np.from_dlpack(w.detach())).fill(0.75),
     "untyped_storage": lambda w: w.untyped_storage().__setitem__(3, 66),
     "storage_copy_": lambda w: w.untyped_storage().copy_(torch.randn_like(w).untyped_storage()),
@@ -87,24 +88,20 @@ for _name, _write in IN_PLACE.items():
 
 def _writable(array: Any) -> Any:
     if not array.flags.writeable:
-        array = np.ctypeslib.as_array(
-            (np.ctypeslib.ctypes.c_float * array.size).from_address(array.ctypes.data)
-        )
+        array = np.ctypeslib.as_array((ctypes.c_float * array.size).from_address(array.ctypes.data))
     return array
 
 
 def _poke(w: Tensor) -> None:
-    import ctypes
-
     (ctypes.c_float * 1).from_address(w.data_ptr())[0] = 12.0
 
 
-def _step(model: nn.Sequential, optimizer: torch.optim.Optimizer) -> None:
+def _step(model: Any, optimizer: torch.optim.Optimizer) -> None:
     x = torch.randn(4, model[0].weight.shape[1])
 
-    def loss() -> Tensor:
+    def loss() -> Any:
         optimizer.zero_grad()
-        value: Tensor = model(x).square().sum()
+        value = model(x).square().sum()
         value.backward()
         return value
 
@@ -115,60 +112,60 @@ def _step(model: nn.Sequential, optimizer: torch.optim.Optimizer) -> None:
 for _kind in ("SGD", "Adam", "AdamW", "Adagrad"):
     for _how in ("foreach", "fused"):
 
-        def _optimizer(model: nn.Sequential, kind: str = _kind, how: str = _how) -> None:
+        def _optimizer(model: Any, kind: str = _kind, how: str = _how) -> None:
             _step(model, getattr(torch.optim, kind)(model.parameters(), lr=0.1, **{how: True}))
 
         ROUTES[f"{_kind}_{_how}"] = _optimizer
 
 
 @route
-def lbfgs(model: nn.Sequential) -> None:
+def lbfgs(model: Any) -> None:
     _step(model, torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=2))
 
 
 @route
-def rmsprop(model: nn.Sequential) -> None:
+def rmsprop(model: Any) -> None:
     _step(model, torch.optim.RMSprop(model.parameters(), lr=0.1))
 
 
-def _other_state(model: nn.Module) -> dict[str, Tensor]:
+def _other_state(model: Any) -> dict[str, Tensor]:
     state = model.state_dict().items()
     return {k: torch.rand_like(v) if v.is_floating_point() else v for k, v in state}
 
 
 @route
-def load_state_dict(model: nn.Sequential) -> None:
+def load_state_dict(model: Any) -> None:
     model.load_state_dict(_other_state(model))
 
 
 @route
-def load_state_dict_assign(model: nn.Sequential) -> None:
+def load_state_dict_assign(model: Any) -> None:
     model.load_state_dict(_other_state(model), assign=True)
 
 
 @route
-def state_dict_alias(model: nn.Sequential) -> None:
+def state_dict_alias(model: Any) -> None:
     model.state_dict()["0.weight"].mul_(3.0)
 
 
 @route
-def vector_to_parameters(model: nn.Sequential) -> None:
+def vector_to_parameters(model: Any) -> None:
     size = sum(p.numel() for p in model.parameters())
     nn.utils.vector_to_parameters(torch.randn(size), model.parameters())
 
 
 @route
-def new_parameter(model: nn.Sequential) -> None:
+def new_parameter(model: Any) -> None:
     model[0].weight = nn.Parameter(torch.randn_like(model[0].weight))
 
 
 @route
-def swap_tensors(model: nn.Sequential) -> None:
+def swap_tensors(model: Any) -> None:
     torch.utils.swap_tensors(model[0].weight, nn.Parameter(torch.randn_like(model[0].weight)))
 
 
 @route
-def clip_then_write(model: nn.Sequential) -> None:
+def clip_then_write(model: Any) -> None:
     parameters = list(model.parameters())
     for p in parameters:
         p.grad = torch.ones_like(p)
@@ -180,7 +177,7 @@ def clip_then_write(model: nn.Sequential) -> None:
 
 
 @route
-def thread(model: nn.Sequential) -> None:
+def thread(model: Any) -> None:
     import threading
 
     worker = threading.Thread(target=lambda: weight(model).data.add_(2.0))
