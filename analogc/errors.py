@@ -1,6 +1,7 @@
 """The errors that users can meet; see ``analogc.runtime.errors``."""
 
 from .runtime.errors import (
+    AccessError,
     AnalogcError,
     FormatError,
     InputError,
@@ -10,6 +11,7 @@ from .runtime.errors import (
 )
 
 __all__ = [
+    "AccessError",
     "AnalogcError",
     "FormatError",
     "InputError",

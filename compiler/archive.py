@@ -28,6 +28,7 @@ from ..passes.derive_weights import HOME
 from ..passes.verify import OPS, verify
 from ..runtime.derived import DerivedWeight
 from ..runtime.errors import AnalogcError, FormatError, InputError, UnsupportedError
+from ..runtime.guard import checked_access
 from ..runtime.mapping import TileMapping
 from ..runtime.noise import NoiseSource
 from ..runtime.spec import parse
@@ -68,12 +69,15 @@ def save(model: CompiledModel, path: Path) -> None:
 
 def _describe(model: CompiledModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     root, ctx = model._root, model._ctx
-    if any(p.is_meta for p in model.parameters()):
+    if any(p.is_meta for p in root.parameters()):
         raise UnsupportedError("a model on the meta device has no weights to save")
     tensors: dict[str, Tensor] = {}
     table: list[dict[str, Any]] = []
     seen: dict[int, dict[str, Any]] = {}
-    modules = root.named_modules(remove_duplicate=False)
+    modules = list(root.named_modules(remove_duplicate=False))
+    first: dict[nn.Module, str] = {}
+    for name, module in modules:
+        first.setdefault(module, name)
     for prefix, module in modules:
         for kind, entries in (("parameter", module._parameters), ("buffer", module._buffers)):
             for name, value in entries.items():
@@ -97,17 +101,14 @@ def _describe(model: CompiledModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for name, array in ctx.arrays.items():
         arrays[name] = {
             "spec": array.spec.to_text(),
-            "derived": array.derived,
             "times_programmed": array.times_programmed,
             "calls": array.calls,
             "auto_sync": array.auto_sync,
         }
-    for name, array in model._arrays():
-        if array.programmed is None or not array.is_current(model.live_weight(name).detach()):
-            continue
-        arrays[name]["blocks"] = len(array.programmed.blocks)
-        tensors[f"{HOME}.tiles.{name}.scale"] = array.programmed.scale.cpu()
-        for i, block in enumerate(array.programmed.blocks):
+    for name, held in model._contents().items():
+        arrays[name]["blocks"] = len(held.blocks)
+        tensors[f"{HOME}.tiles.{name}.scale"] = held.scale.cpu()
+        for i, block in enumerate(held.blocks):
             tensors[f"{HOME}.tiles.{name}.{i}"] = block.cpu()
     derived = {
         name: graph_to_json(module.expression.graph)
@@ -118,7 +119,9 @@ def _describe(model: CompiledModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "format": FORMAT,
         "target": model.target.to_dict(),
         "seed": model.seed,
-        "modules": [name for name, _ in root.named_modules(remove_duplicate=False)],
+        "weight_access": model.weight_access,
+        "modules": [name for name, _ in modules],
+        "shared": {name: first[module] for name, module in modules if first[module] != name},
         "training": [module.training for module in modules_of(root)],
         "tensors": table,
         "arrays": arrays,
@@ -242,19 +245,19 @@ def _rebuild(
     seed = manifest["seed"]
     if seed is not None and not isinstance(seed, int):
         raise FormatError("seed is not a number")
+    weight_access = checked_access(manifest["weight_access"])
     ctx = PassContext(target=target, root=root, noise=NoiseSource(seed), uid=uid)
     contents: dict[str, Programmed] = {}
     for name, data in manifest["arrays"].items():
         spec = parse(data["spec"])
         array = ctx.arrays[name] = TileArray(
-            name, f"{uid}/{name}", spec, ctx.noise, bool(data["derived"]), bool(data["auto_sync"])
+            name, f"{uid}/{name}", spec, ctx.noise, bool(data["auto_sync"])
         )
         if "blocks" in data:
             prefix = f"{HOME}.tiles.{name}"
             blocks = tuple(tensors[f"{prefix}.{i}"].to(device) for i in range(len(spec.blocks)))
             contents[name] = Programmed(blocks, tensors[f"{prefix}.scale"].to(device))
         array.times_programmed, array.calls = int(data["times_programmed"]), int(data["calls"])
-    counts = {name: (a.times_programmed, a.calls) for name, a in ctx.arrays.items()}
     for name, nodes in manifest["derived"].items():
         expression = fx.GraphModule(nn.Module(), reader.read(nodes), "WeightExpression")
         home = root.get_submodule(f"{HOME}.derived")
@@ -280,13 +283,7 @@ def _rebuild(
     if tuple(module.training for module in modules_of(root)) not in programs:
         raise FormatError("there is no graph for the mode that the model was saved in")
     _check_contents(contents, ctx)
-    model = CompiledModel(root, ctx, programs, (), None)
-    for name, _ in model._arrays():
-        if name in contents:
-            ctx.arrays[name].adopt(model.live_weight(name).detach(), contents[name])
-    for name, (programmed, calls) in counts.items():
-        ctx.arrays[name].times_programmed, ctx.arrays[name].calls = programmed, calls
-    return model
+    return CompiledModel(root, ctx, programs, (), None, None, False, contents, weight_access)
 
 
 def _check_ranges(node: fx.Node, mapping: TileMapping) -> None:
@@ -322,7 +319,8 @@ def _tree(manifest: dict[str, Any], tensors: dict[str, Tensor], device: torch.de
     plain = Holder(flag=flag)
     for name in manifest["modules"]:
         if name and name != HOME and not name.startswith(f"{HOME}."):
-            _make(plain, checked_path(name), flag)
+            same = manifest.get("shared", {}).get(name)
+            _make(plain, checked_path(name), flag, None if same is None else checked_path(same))
     _fill(plain, manifest, tensors, device, own=False)
     root = hold(plain)
     _fill(root, manifest, tensors, device, own=True)
@@ -334,15 +332,16 @@ def _tree(manifest: dict[str, Any], tensors: dict[str, Tensor], device: torch.de
     return root
 
 
-def _make(root: nn.Module, path: str, flag: ModeFlag) -> nn.Module:
-    at = root
-    for part in path.split("."):
-        if part not in at._modules:
-            at._modules[part] = Holder(flag=flag)
-        child = at._modules[part]
-        assert child is not None, "a module was made for every name"
-        at = child
-    return at
+def _make(root: nn.Module, path: str, flag: ModeFlag, same: str | None) -> None:
+    """Put a module at ``path``: a new one, or the one that is at ``same`` already."""
+    prefix, _, last = path.rpartition(".")
+    parent = root.get_submodule(prefix)
+    if last in parent._modules:
+        return
+    child = Holder(flag=flag) if same is None else root.get_submodule(same)
+    if any(module is parent for module in child.modules()):
+        raise FormatError(f"module {path!r} would be inside itself")
+    parent._modules[last] = child
 
 
 def _fill(
@@ -391,7 +390,21 @@ def _restore_values(
             inputs.append(
                 torch.empty(shape, dtype=read_atom("dtype", value["dtype"]), device=device)
             )
-    FakeTensorProp(fx.GraphModule(root, graph), mode).propagate_dont_convert_inputs(*inputs)
+    _Shapes(fx.GraphModule(root, graph), mode).propagate_dont_convert_inputs(*inputs)
+
+
+class _Shapes(FakeTensorProp):
+    """Propagates shapes, with fake tensors in place of the model's own.
+
+    Fake mode really runs an operator such as ``add_(buffer, 1)`` if no operand of it is fake.
+    """
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Fake form of the tensor at ``target``."""
+        value = super().get_attr(target, args, kwargs)
+        if isinstance(value, Tensor):
+            return self._mode.from_tensor(value, static_shapes=True)
+        return value
 
 
 def _size(size: Any, symbols: dict[str, Any], env: ShapeEnv) -> Any:

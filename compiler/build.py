@@ -11,6 +11,7 @@ from torch import fx
 
 from ..passes import pipeline
 from ..passes.base import Pass, PassContext
+from ..passes.emit import forget_real_tensors
 from ..passes.select_analog import Analog
 from .capture import Source, capture
 from .holder import Holder
@@ -65,6 +66,7 @@ def build(
 
     module = pipeline.run(passes, captured.module, ctx, record, check)
     _drop_unmapped(module.graph)
+    forget_real_tensors(module.graph)
     return Program(
         module.graph,
         captured.signature,

@@ -14,6 +14,7 @@ from ..passes.base import META, Pass, PassContext
 from ..passes.select_analog import LayerInfo
 from ..runtime import targets
 from ..runtime.errors import InputError, UnsupportedError
+from ..runtime.guard import Access, checked_access
 from ..runtime.mapping import TileMapping
 from ..runtime.noise import NoiseSource
 from ..runtime.sqnr import RangeUse, warn_of_waste
@@ -37,6 +38,7 @@ def compile(
     capture: Method = "auto",
     passes: Sequence[Pass] | str | None = None,
     calibration_data: Iterable[Any] | None = None,
+    weight_access: Access = "direct",
     seed: int | None = None,
     check: bool = False,
 ) -> CompiledModel:
@@ -57,6 +59,9 @@ def compile(
         passes: another pipeline, as passes or in text form.
         calibration_data: inputs to choose converter ranges from, each a tensor, a tuple of
             positional inputs or a dict of keyword inputs; default: the example inputs.
+        weight_access: what the compiled model shows of its analog weights. ``"direct"``: the
+            parameters themselves; ``"readonly"``: tensors that read like them and refuse every
+            write; ``"sealed"``: metadata only, the values by ``weights[name].read()``.
         seed: of programming and read noise; None: from torch's default generator.
         check: verify the graph after every pass.
 
@@ -79,6 +84,7 @@ def compile(
         raise InputError(f"seed must be an int or None, got {seed!r}")
     steps = pipeline.resolve(passes)
     chosen = _Selection(select)
+    weight_access = checked_access(weight_access)
     root = hold(module_of(source))
     ctx = PassContext(
         target=target,
@@ -94,7 +100,9 @@ def compile(
         # An iterator can be used once; the graph of the other mode will want it too.
         calibration_data = list(calibration_data)
     programs = {mode_of(root): program}
-    return CompiledModel(root, ctx, programs, steps, source, calibration_data, check)
+    return CompiledModel(
+        root, ctx, programs, steps, source, calibration_data, check, None, weight_access
+    )
 
 
 def _again(data: Iterable[Any]) -> Iterator[Any]:

@@ -8,7 +8,7 @@ import io
 import operator
 import secrets
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,9 +20,11 @@ from ..passes.base import META, Pass, PassContext
 from ..passes.verify import OPS
 from ..runtime.calibrate import calibrate
 from ..runtime.errors import InputError, UnsupportedError
+from ..runtime.guard import Access
 from ..runtime.mapping import TileMapping
 from ..runtime.target import Calibration, Target
-from ..runtime.tiles import TileArray
+from ..runtime.tiles import Programmed, TileArray
+from .access import View, refuse_empty, refuse_load
 from .build import Program, Step, build
 from .capture import Source
 from .coverage import CoverageReport
@@ -44,6 +46,7 @@ class CompiledModel(fx.GraphModule):
     """
 
     _root: Holder
+    _view: View
     _ctx: PassContext
     _programs: dict[Mode, Program]
     _passes: tuple[Pass, ...]
@@ -62,19 +65,24 @@ class CompiledModel(fx.GraphModule):
         source: Source | None,
         data: Iterable[Any] | None = None,
         check: bool = False,
+        held: Mapping[str, Programmed] | None = None,
+        weight_access: Access = "direct",
     ) -> None:
         super().__init__(nn.Module(), fx.Graph())
-        # The very dicts of the root holder: one set of names, whichever way it is reached.
-        self._parameters = root._parameters
-        self._buffers = root._buffers
-        self._modules = root._modules
+        view = View(weight_access)
+        # The tables of the root holder (if access is direct, its very dicts): one set of names,
+        # whichever way it is reached.
+        shown = view.tree(root)
+        self._parameters = shown._parameters
+        self._buffers = shown._buffers
+        self._modules = shown._modules
         self._non_persistent_buffers_set = root._non_persistent_buffers_set
         self.training = root.training
         self.__dict__.update(
-            _root=root, _ctx=ctx, _programs=programs, _passes=tuple(passes), _source=source,
-            _data=data, _check=check, _program=None, _function=None,
+            _root=root, _view=view, _ctx=ctx, _programs=programs, _passes=tuple(passes),
+            _source=source, _data=data, _check=check, _program=None, _function=None,
         )  # fmt: skip
-        self._enter_mode()
+        self._enter_mode(held or {})
 
     # -- running ---------------------------------------------------------------------------------
 
@@ -134,8 +142,12 @@ class CompiledModel(fx.GraphModule):
         self.training = self._root.training
         self._enter_mode()
 
-    def _enter_mode(self) -> None:
-        """Make the graph of the holders' mode the current one."""
+    def _enter_mode(self, held: Mapping[str, Programmed] | None = None) -> None:
+        """Make the graph of the holders' mode the current one.
+
+        Args:
+            held: what the tiles of some arrays hold already, by name.
+        """
         self.training = self._root.training
         mode = mode_of(self._root)
         if mode not in self._programs:
@@ -147,10 +159,15 @@ class CompiledModel(fx.GraphModule):
             self.graph = program.graph
             # Names are looked up in the tree of holders, which has no attributes of its own that
             # a submodule's name could clash with.
-            self.graph.owning_module = self._root  # type: ignore[assignment]
-            if any(t.is_meta for t in self.parameters()):
+            self.graph.owning_module = self._view.tree(self._root)  # type: ignore[assignment]
+            self._view.protect(program.graph, self._root)
+            if any(t.is_meta for t in self._root.parameters()):
                 return
             self._calibrate(self._data, self.target.calibration, only_missing=True)
+            for mapping, array, weight in self._live_weights() if held else ():
+                content = (held or {}).get(mapping.array)
+                if content is not None:
+                    array.adopt(weight, content)
             self.sync()
 
     def _capture(self) -> Program:
@@ -175,6 +192,11 @@ class CompiledModel(fx.GraphModule):
     def seed(self) -> int | None:
         """Seed of all noise; None: torch's default generator."""
         return self._ctx.noise.seed
+
+    @property
+    def weight_access(self) -> Access:
+        """What it shows of its analog weights: ``"direct"``, ``"readonly"`` or ``"sealed"``."""
+        return self._view.access
 
     @property
     def signature(self) -> Signature:
@@ -246,12 +268,21 @@ class CompiledModel(fx.GraphModule):
         for mapping in self.tiles:
             yield mapping.array, self._ctx.arrays[mapping.array]
 
-    def live_weight(self, array: str) -> Tensor:
+    def _live_weight(self, array: str) -> Tensor:
         """The tensor that tile array ``array`` is programmed from."""
         for node, mapping in self._analog_nodes():
             if mapping.array == array:
                 return self._value(node.args[1])
         raise InputError(f"no tile array named {array!r}")
+
+    def _live_weights(self) -> Iterator[tuple[TileMapping, TileArray, Tensor]]:
+        """Each tile array of the current graph once, with the tensor it is programmed from."""
+        seen: set[str] = set()
+        for node, mapping in self._analog_nodes():
+            if mapping.array not in seen:
+                seen.add(mapping.array)
+                weight = self._value(node.args[1]).detach()
+                yield mapping, self._ctx.arrays[mapping.array], weight
 
     def _value(self, node: Any) -> Tensor:
         at: Any = self._root
@@ -262,15 +293,21 @@ class CompiledModel(fx.GraphModule):
         value: Tensor = at
         return value
 
+    def _contents(self) -> dict[str, Programmed]:
+        """What the tiles of each array hold, of those whose weight did not change since."""
+        return {
+            mapping.array: array.programmed
+            for mapping, array, weight in self._live_weights()
+            if array.programmed is not None and array.is_current(weight)
+        }
+
     def sync(self) -> list[str]:
         """Program again every tile array whose weight changed; returns the layers concerned.
 
         A forward does this by itself, layer by layer, unless ``auto_sync`` is off.
         """
         touched = []
-        for mapping in self.tiles:
-            array = self._ctx.arrays[mapping.array]
-            weight = self.live_weight(mapping.array).detach()
+        for mapping, array, weight in self._live_weights():
             if not array.is_current(weight):
                 array.write(weight)
                 touched.append(mapping.layer)
@@ -286,9 +323,9 @@ class CompiledModel(fx.GraphModule):
             self._ctx.noise.seed = _checked_seed(seed)
             for array in self._ctx.arrays.values():
                 array.times_programmed = array.calls = 0
-        for name, array in self._arrays():
+        for _, array, weight in self._live_weights():
             if not array.spec.is_ideal:
-                array.write(self.live_weight(name).detach())
+                array.write(weight)
 
     @property
     def auto_sync(self) -> bool:
@@ -340,6 +377,22 @@ class CompiledModel(fx.GraphModule):
         batches = _Mapped(data, lambda call: signature.flatten(*call))
         return calibrate(self.graph, self._root, batches, how, only_missing)
 
+    # -- the module tree -------------------------------------------------------------------------
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # The live tensors move; guards show where they are.
+        self._root._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def to_empty(self, *, device: Any, recurse: bool = True) -> Self:
+        """As of any module; AccessError if that would lose guarded weights."""
+        refuse_empty(self)
+        return super().to_empty(device=device, recurse=recurse)
+
+    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        refuse_load(self, state, prefix)
+        super()._load_from_state_dict(state, prefix, *rest)
+
     # -- copies and files ------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
@@ -357,7 +410,7 @@ class CompiledModel(fx.GraphModule):
             setattr(ctx, name, dict(getattr(ctx, name)))
         ctx.arrays = {
             name: TileArray(
-                name, f"{ctx.uid}/{name}", array.spec, ctx.noise, array.derived, array.auto_sync,
+                name, f"{ctx.uid}/{name}", array.spec, ctx.noise, array.auto_sync,
                 times_programmed=array.times_programmed, calls=array.calls,
             )
             for name, array in self._ctx.arrays.items()
@@ -371,18 +424,10 @@ class CompiledModel(fx.GraphModule):
         }  # fmt: skip
         new = CompiledModel.__new__(CompiledModel)
         memo[id(self)] = new
-        held = {
-            name: array.programmed
-            for name, array in self._arrays()
-            if array.programmed is not None and array.is_current(self.live_weight(name).detach())
-        }
-        counts = {name: (a.times_programmed, a.calls) for name, a in ctx.arrays.items()}
-        CompiledModel.__init__(new, root, ctx, programs, self._passes, source, self._data,
-                               self._check)  # fmt: skip
-        for name, content in held.items():
-            ctx.arrays[name].adopt(new.live_weight(name).detach(), content)
-        for name, (programmed, calls) in counts.items():
-            ctx.arrays[name].times_programmed, ctx.arrays[name].calls = programmed, calls
+        CompiledModel.__init__(
+            new, root, ctx, programs, self._passes, source, self._data, self._check,
+            self._contents(), self.weight_access,
+        )  # fmt: skip
         return new
 
     def __copy__(self) -> CompiledModel:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..runtime.errors import InputError, UnsupportedError
+from ..runtime.guard import Access, refusal
+from ..runtime.readout import read
 from ..runtime.reference import flat_weight
 from ..runtime.tiles import TileArray
 
@@ -19,14 +21,15 @@ if TYPE_CHECKING:
 class AnalogWeight:
     """One weight on the tiles."""
 
-    def __init__(self, model: CompiledModel, array: TileArray) -> None:
+    def __init__(self, model: CompiledModel, name: str, array: TileArray) -> None:
         self._model = model
+        self._name = name
         self._array = array
 
     @property
     def name(self) -> str:
-        """Name of the tile array."""
-        return self._array.name
+        """Name of the layer, the key in ``compiled.weights``."""
+        return self._name
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -35,7 +38,7 @@ class AnalogWeight:
         Raises:
             UnsupportedError: it is computed from several (folded batch norm, weight norm, ...).
         """
-        value = self._model.live_weight(self.name)
+        value = self.get()
         if not isinstance(value, nn.Parameter):
             raise UnsupportedError(
                 f"weight {self.name!r} is computed from parameters, it is none itself",
@@ -43,39 +46,96 @@ class AnalogWeight:
             )
         return value
 
+    @property
+    def access(self) -> Access:
+        """What the model shows of the weight: ``"direct"``, ``"readonly"`` or ``"sealed"``."""
+        return self._model.weight_access
+
     def get(self) -> Tensor:
         """The live tensor itself: no copy, no detach, no move.
 
-        What the tiles really hold is ``programmed()``.
+        With ``weight_access="readonly"`` or ``"sealed"`` a guard of it. This is the number that the
+        tiles should hold. What they do hold is seen by ``read()``, the physical way.
         """
-        return self._model.live_weight(self.name)
+        return self._model._view.show_weight(self._live(), self.name)
+
+    def _live(self) -> Tensor:
+        return self._model._live_weight(self._array.name)
 
     def set(self, value: Tensor) -> None:
         """Write ``value`` into the parameter, in place; the tiles follow at the next forward.
 
+        Every alias, optimizer and device stays as it is. The physical write, with its programming
+        noise, is ``CompiledModel.program()``, or the next forward's.
+
         Raises:
-            InputError: another shape, dtype or device than the parameter's.
+            InputError: no tensor, or another shape, dtype or device than the parameter's.
             UnsupportedError: the weight is computed from several parameters.
+            AccessError: the model was not compiled with ``weight_access="direct"``.
         """
+        if self.access != "direct":
+            raise refusal(self.name, self.access, "set()")
         parameter = self.parameter
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"weight {self.name!r}: the new value is no tensor but {type(value).__name__}",
+                where=f"layer {self.name}",
+                fix=f"torch.as_tensor(value, dtype={parameter.dtype})",
+            )
         for what in ("shape", "dtype", "device"):
             have, want = getattr(value, what), getattr(parameter, what)
             if have != want:
                 raise InputError(
                     f"weight {self.name!r}: {what} is {want}, the new value has {have}",
                     where=f"layer {self.name}",
+                    fix="reshape or move the new value: set() converts nothing",
                 )
         with torch.no_grad():
             parameter.copy_(value)
 
     def programmed(self) -> Tensor:
-        """Weight that the tiles stand for now, with all programming errors; a new tensor."""
-        value = self.get().detach()
+        """Weight that the tiles stand for now, with all programming errors; a new tensor.
+
+        This is what only a simulator knows; ``read()`` is what can be measured.
+
+        Raises:
+            AccessError: the weight is sealed.
+        """
+        if self.access == "sealed":
+            raise refusal(self.name, self.access, "programmed()")
+        value = self._live().detach()
         if self._array.spec.is_ideal:
             return value.clone()
         tiles = self._array.current(value)
         flat = flat_weight(tiles, value.shape, self._array.spec) * tiles.scale[:, None]
         return flat.view(value.shape).to(value.dtype)
+
+    @torch.no_grad()
+    def read(self, noise: bool = True) -> Tensor:
+        """Read the weight physically: one-hot inputs through the tile; works in every access mode.
+
+        Included are what the devices hold, with their programming errors, the layer's DAC and ADC
+        bits, and its output noise. The ADC range is not the calibrated one but chosen for reading:
+        the largest weight of each row block. So a value is off by half a step of that range at
+        most, plus the noise. A read is one more use of the tiles: the draws of output noise after
+        it are others. Weights of ideal tiles come back exactly.
+
+        Args:
+            noise: False leaves the output noise out.
+
+        Returns:
+            A new tensor of the weight's shape, dtype and device.
+
+        Raises:
+            SyncError: the tiles are stale and ``auto_sync`` is off.
+        """
+        value = self._live().detach()
+        spec = self._array.spec
+        if spec.is_ideal:
+            return value.clone()
+        tiles = self._array.current(value)
+        key = self._array.next_call() if noise and spec.output_noise > 0 else None
+        return read(tiles, value.shape, spec, key).to(value.dtype)
 
     @property
     def times_programmed(self) -> int:
@@ -91,7 +151,7 @@ class WeightMap(Mapping[str, AnalogWeight]):
     """All analog weights of the current graph, by name."""
 
     def __init__(self, model: CompiledModel, arrays: dict[str, TileArray]) -> None:
-        self._weights = {name: AnalogWeight(model, array) for name, array in arrays.items()}
+        self._weights = {name: AnalogWeight(model, name, array) for name, array in arrays.items()}
 
     def __getitem__(self, name: str) -> AnalogWeight:
         if name not in self._weights:

@@ -21,6 +21,13 @@ def fake_mode(graph: fx.Graph) -> FakeTensorMode:
     return FakeTensorMode()
 
 
+def forget_real_tensors(graph: fx.Graph) -> None:
+    """Drop the mode's weak references to parameters: torch swaps no tensor that has any."""
+    converter = fake_mode(graph).fake_tensor_converter.meta_converter
+    converter.tensor_memo.clear()
+    converter.describer.lookup_tensor.clear()
+
+
 def value_of(arg: Any) -> Any:
     """Example value of an argument: a node's fake tensor, anything else as it is."""
     return arg.meta["val"] if isinstance(arg, fx.Node) else arg

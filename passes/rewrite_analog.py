@@ -48,9 +48,8 @@ def _rewrite(node: fx.Node, mapping: TileMapping, use: int, ctx: PassContext) ->
     array = ctx.arrays.get(mapping.array)
     if array is None:
         array = ctx.arrays[mapping.array] = TileArray(
-            mapping.array, f"{ctx.uid}/{mapping.array}", spec, ctx.noise,
-            derived=weight.op != "get_attr",
-        )  # fmt: skip
+            mapping.array, f"{ctx.uid}/{mapping.array}", spec, ctx.noise
+        )
     graph = node.graph
     mode = fake_mode(graph)
     table = ctx.root.get_submodule(f"{HOME}.ranges")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from .tiles import Stamp
+from .stamp import Stamp
 
 
 class DerivedWeight(nn.Module):
@@ -27,7 +27,6 @@ class DerivedWeight(nn.Module):
         self.evaluations = 0
         """How often the expression was evaluated to get a value."""
         self._stamps: tuple[Stamp, ...] = ()
-        self._copies: tuple[Tensor | None, ...] = ()
         self._value: Tensor | None = None
 
     def forward(self, *sources: Tensor) -> Tensor:
@@ -39,7 +38,6 @@ class DerivedWeight(nn.Module):
             with torch.no_grad():
                 value = self._value = self._evaluate(*sources).detach()
             self._stamps = tuple(Stamp(source) for source in sources)
-            self._copies = tuple(map(_copy_of_statistics, sources))
             self.evaluations += 1
         if torch.is_grad_enabled() and any(source.requires_grad for source in sources):
             out: Tensor = _Attach.apply(self, value, *sources)  # type: ignore[no-untyped-call]
@@ -48,10 +46,8 @@ class DerivedWeight(nn.Module):
 
     def _is_current(self, sources: tuple[Tensor, ...]) -> bool:
         return all(
-            stamp.version != -1
-            and stamp.matches(source)
-            and (copy is None or torch.equal(copy, source))
-            for stamp, copy, source in zip(self._stamps, self._copies, sources, strict=True)
+            stamp.matches(source)
+            for stamp, source in zip(self._stamps, sources, strict=True)
         )
 
     def _evaluate(self, *sources: Tensor) -> Tensor:
@@ -64,14 +60,7 @@ class DerivedWeight(nn.Module):
         return value
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_stamps": (), "_copies": (), "_value": None}
-
-
-def _copy_of_statistics(source: Tensor) -> Tensor | None:
-    # torch's batch norm writes its running statistics without touching their version counter
-    # (torch 2.11 to 2.13), so these few numbers are compared themselves.
-    is_statistics = source.dim() == 1 and not isinstance(source, nn.Parameter)
-    return source.detach().clone() if is_statistics else None
+        return {**self.__dict__, "_stamps": (), "_value": None}
 
 
 def _is_traced() -> bool:

@@ -7,6 +7,7 @@ assertions instead.
 from __future__ import annotations
 
 __all__ = [
+    "AccessError",
     "AnalogcError",
     "FormatError",
     "InputError",
@@ -39,6 +40,10 @@ class UnsupportedError(AnalogcError):
 
 class InputError(AnalogcError, ValueError):
     """An argument of a public call is wrong: its type, shape, name or value."""
+
+
+class AccessError(AnalogcError):
+    """A weight was written or looked at against the model's ``weight_access``."""
 
 
 class VerifyError(AnalogcError):

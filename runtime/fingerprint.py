@@ -21,11 +21,8 @@ Words = NDArray[np.uint64]
 
 
 def fingerprint(tensor: Tensor) -> int:
-    """Fingerprint of the values of ``tensor``, in memory order of its contiguous form."""
-    data = tensor.detach()
-    if data.device.type != "cpu":
-        return _on_device(data)
-    flat = data.contiguous().reshape(-1).view(torch.uint8).numpy()
+    """Fingerprint of the values of a CPU tensor, in the order of its contiguous form."""
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
     whole = len(flat) // 8 * 8
     words = flat[:whole].view(np.uint64)
     lanes = _mix(words)
@@ -63,17 +60,3 @@ def _fold(lanes: Words) -> int:
         state = state * _ODD
         state ^= state >> _SHIFT
     return int(np.add.reduce(state, initial=np.uint64(len(lanes))))
-
-
-def _on_device(data: Tensor) -> int:
-    """The same idea in torch operations, for memory that numpy cannot see."""
-    flat = data.contiguous().reshape(-1)
-    words = flat.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[
-        flat.element_size()
-    ]).to(torch.int64)  # fmt: skip
-    place = torch.arange(len(words), device=words.device)
-    state = words ^ (place * -0x61C8864680B583EB)
-    for _ in range(2):
-        state = state * -0x00AE502812AA7333
-        state = state ^ ((state >> 32) & 0xFFFFFFFF)
-    return int(state.sum())

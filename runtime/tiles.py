@@ -9,70 +9,14 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .errors import SyncError
 from .noise import NoiseKey, NoiseSource
 from .spec import LayerSpec
-
-
-class Stamp:
-    """State of a tensor at one moment: its memory, its version, its form.
-
-    Holds an alias of the memory, so that an address cannot be given to another tensor meanwhile.
-    """
-
-    __slots__ = ("anchor", "device", "dtype", "ptr", "shape", "stride", "version")
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.anchor = tensor.detach()
-        self.ptr = tensor.data_ptr()
-        self.version = version_of(tensor)
-        self.dtype = tensor.dtype
-        self.device = tensor.device
-        self.shape = tensor.shape
-        self.stride = tensor.stride()
-
-    def matches(self, tensor: Tensor) -> bool:
-        """True if nothing that can be noticed has changed."""
-        return (
-            self.version == version_of(tensor)
-            and self.ptr == tensor.data_ptr()
-            and self.dtype == tensor.dtype
-            and self.device == tensor.device
-            and self.shape == tensor.shape
-            and self.stride == tensor.stride()
-        )
-
-    def difference(self, tensor: Tensor) -> str:
-        """What changed, in words."""
-        for name in ("device", "dtype", "shape"):
-            old, new = getattr(self, name), getattr(tensor, name)
-            if old != new:
-                return f"{name} changed from {old} to {new}"
-        if self.ptr != tensor.data_ptr():
-            return "the parameter's memory was replaced"
-        return "the parameter was written in place"
-
-
-def version_of(tensor: Tensor) -> int:
-    """Version counter, or -1 for inference tensors, which have none."""
-    return -1 if tensor.is_inference() else tensor._version
-
-
-def _count_optimizer_steps(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    # Fused optimizers write parameters without touching their version counter (torch 2.11 to 2.13).
-    for group in optimizer.param_groups:
-        written = [p for p in group["params"] if p.grad is not None and not p.is_inference()]
-        if written:
-            torch.autograd.graph.increment_version(written)
-
-
-register_optimizer_step_post_hook(_count_optimizer_steps)
+from .stamp import Stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +71,6 @@ class TileArray:
     """Key by which operators find it; unique in the process."""
     spec: LayerSpec
     noise: NoiseSource
-    derived: bool = False
-    """True if the weight is computed from parameters, so that equal content may come in new
-    memory."""
     auto_sync: bool = True
     programmed: Programmed | None = None
     times_programmed: int = 0
@@ -186,20 +127,13 @@ class TileArray:
         stamp = self._stamp
         if stamp is None:
             return False
-        if stamp.version != -1 and stamp.matches(weight):
+        if stamp.matches(weight):
             return True
-        if not self.derived:
+        # The same content may come in new memory: computed weights, loads, moves.
+        renewed = stamp.renewed(weight)
+        if renewed is None:
             return False
-        # A computed weight may come in new memory with the same content. The stamp's alias still
-        # holds the old content, unless that very memory was written.
-        old = stamp.anchor
-        if version_of(old) != stamp.version or stamp.ptr == weight.data_ptr():
-            return False
-        if (old.shape, old.dtype, old.device) != (weight.shape, weight.dtype, weight.device):
-            return False
-        if not torch.equal(old, weight):
-            return False
-        self._stamp = Stamp(weight)
+        self._stamp = renewed
         return True
 
 

@@ -55,8 +55,14 @@ class PageWatch:
         self._region = ctypes.create_string_buffer(24)
 
     def protect(self, tensor: Tensor) -> bool:
-        """Watch the memory of ``tensor`` from now on; False if its kind of memory cannot be."""
+        """Watch the whole pages of ``tensor`` from now on; False if they cannot be.
+
+        The bytes outside them are ``edges``: their pages hold other data too, so the caller
+        compares them.
+        """
         start, stop = _pages(tensor)
+        if start >= stop:
+            return False
         try:
             request = struct.pack("QQQQ", start, stop - start, _REGISTER_MODE_WP, 0)
             self._ioctl(self._uffd, _UFFDIO_REGISTER, bytearray(request))
@@ -68,7 +74,7 @@ class PageWatch:
         return True
 
     def written(self, tensor: Tensor) -> bool:
-        """True if a page of ``tensor`` was written since ``protect``, or if that cannot be told."""
+        """True if a whole page was written since ``protect``, or if that cannot be told."""
         try:
             return self._scan(*_pages(tensor), 0)[0] > 0
         except OSError:
@@ -87,10 +93,19 @@ class PageWatch:
 
 
 def _pages(tensor: Tensor) -> tuple[int, int]:
+    """First and end address of the pages that lie wholly inside the tensor's memory."""
     size = mmap.PAGESIZE
     start = tensor.data_ptr()
-    last = start + _span(tensor)
-    return start // size * size, -(-last // size) * size
+    stop = start + _span(tensor)
+    return -(-start // size) * size, stop // size * size
+
+
+def edges(tensor: Tensor) -> bytes:
+    """The bytes of the tensor's memory before its first and behind its last whole page."""
+    start = tensor.data_ptr()
+    stop = start + _span(tensor)
+    first, last = _pages(tensor)
+    return ctypes.string_at(start, first - start) + ctypes.string_at(last, stop - last)
 
 
 def _span(tensor: Tensor) -> int:

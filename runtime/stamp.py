@@ -1,0 +1,131 @@
+"""Has this tensor changed? What a tile array and a derived weight remember of their sources.
+
+Three questions, the cheap ones first: are address, version counter, dtype, device and form the same;
+were its pages written since (the kernel knows, see ``watch``); is its content the same (a
+fingerprint). The version counter alone misses writes through ``.data``, NumPy and DLPack aliases,
+shared memory and fused optimizers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from .fingerprint import fingerprint
+from .watch import can_be_watched, edges, page_watch
+
+SMALL = 1 << 16
+"""Bytes up to which a tensor's content is kept and compared as it is."""
+
+Content = bytes | int | None
+
+
+class Stamp:
+    """State of a tensor at one moment: its memory, its version, its form, its content.
+
+    Holds an alias of the memory, so that an address cannot be given to another tensor meanwhile.
+    """
+
+    __slots__ = (
+        "anchor", "content", "device", "dtype", "edges", "ptr", "shape", "stride", "version", "watched",
+    )  # fmt: skip
+
+    def __init__(self, tensor: Tensor, content: Content = None) -> None:
+        self.anchor = tensor.detach()
+        self.ptr = tensor.data_ptr()
+        self.version = version_of(tensor)
+        self.dtype = tensor.dtype
+        self.device = tensor.device
+        self.shape = tensor.shape
+        self.stride = tensor.stride()
+        self.content = content_of(tensor) if content is None else content
+        self.watched = False
+        """True if the kernel tracks writes to the memory since the content was looked at."""
+        self.edges = b""
+        """Bytes that lie in pages with other data, which the kernel cannot tell apart."""
+
+    def matches(self, tensor: Tensor) -> bool:
+        """True if ``tensor`` is where and what it was when stamped, whichever way it is written."""
+        return (
+            self.version == version_of(tensor)
+            and self.ptr == tensor.data_ptr()
+            and self.dtype == tensor.dtype
+            and self.device == tensor.device
+            and self.shape == tensor.shape
+            and self.stride == tensor.stride()
+            and self._is_unwritten(tensor)
+        )
+
+    def _is_unwritten(self, tensor: Tensor) -> bool:
+        watch = page_watch()
+        if (
+            self.watched
+            and watch is not None
+            and not watch.written(tensor)
+            and edges(tensor) == self.edges
+        ):
+            return True
+        # Watched from before the look at the content, so that no write falls in between. Pages are
+        # protected only once a weight stood still: in training it changes with every step.
+        self.watched = (
+            watch is not None
+            and tensor.nbytes > SMALL
+            and can_be_watched(tensor)
+            and watch.protect(tensor)
+        )
+        self.edges = edges(tensor) if self.watched else b""
+        same = content_of(tensor) == self.content
+        self.watched &= same
+        return same
+
+    def renewed(self, tensor: Tensor) -> Stamp | None:
+        """Stamp of ``tensor`` if it holds the same content in other memory or a newer version."""
+        if (tensor.dtype, tensor.device, tensor.shape) != (self.dtype, self.device, self.shape):
+            return None
+        content = content_of(tensor)
+        return Stamp(tensor, content) if content is not None and content == self.content else None
+
+    def difference(self, tensor: Tensor) -> str:
+        """What changed, in words."""
+        for name in ("device", "dtype", "shape"):
+            old, new = getattr(self, name), getattr(tensor, name)
+            if old != new:
+                return f"{name} changed from {old} to {new}"
+        if self.ptr != tensor.data_ptr():
+            return "the parameter's memory was replaced"
+        if self.version != version_of(tensor):
+            return "the parameter was written in place"
+        return "the parameter's memory was written without its version counter (.data, NumPy, ...)"
+
+
+def content_of(tensor: Tensor) -> Content:
+    """What a tensor's values are known by: a copy if small, else a fingerprint.
+
+    None for memory that is not the CPU's: to look at it would stall the device on every call, so
+    writes that bump no version counter are not noticed there.
+    """
+    if tensor.device.type != "cpu":
+        return None
+    if tensor.nbytes <= SMALL:
+        flat = tensor.detach().contiguous().reshape(-1)
+        return flat.view(torch.uint8).numpy().tobytes()
+    return fingerprint(tensor)
+
+
+def version_of(tensor: Tensor) -> int:
+    """Version counter, or -1 for inference tensors, which have none."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _count_optimizer_steps(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    # Fused optimizers write parameters without touching their version counter (torch 2.11 to 2.13).
+    for group in optimizer.param_groups:
+        written = [p for p in group["params"] if p.grad is not None and not p.is_inference()]
+        if written:
+            torch.autograd.graph.increment_version(written)
+
+
+register_optimizer_step_post_hook(_count_optimizer_steps)

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import mmap
+import os
+
+import pytest
+import torch
+
+from analogc.runtime import stamp as stamp_module
+from analogc.runtime.fingerprint import fingerprint
+from analogc.runtime.stamp import Stamp
+from analogc.runtime.watch import PageWatch, can_be_watched, edges, page_watch
+
+watched_here = pytest.mark.skipif(page_watch() is None, reason="needs Linux 6.7")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("numel", [0, 1, 7, 1000, 262_144, 300_001])
+def test_fingerprint_depends_on_content_only(dtype: torch.dtype, numel: int) -> None:
+    x = (torch.randn(numel) * 50).to(dtype)
+    assert fingerprint(x) == fingerprint(x.clone())
+    if numel:
+        y = x.clone()
+        y[numel // 2] += 1
+        assert fingerprint(x) != fingerprint(y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(64, 64), (512, 512), (1024, 768)])
+def test_fingerprint_sees_what_sums_and_xors_miss(
+    dtype: torch.dtype, shape: tuple[int, int]
+) -> None:
+    x = torch.randn(shape).to(dtype)
+    seen = {
+        fingerprint(x), fingerprint(-x), fingerprint(x.flip(0)), fingerprint(x.flip(1)),
+        fingerprint(x.roll(1, 0)), fingerprint(x.roll(32, 0)), fingerprint(x * 2),
+        fingerprint(x[torch.randperm(shape[0])]),
+    }  # fmt: skip
+    assert len(seen) == 8
+
+
+def test_fingerprint_of_a_view_is_that_of_its_values() -> None:
+    x = torch.randn(300, 400)
+    assert fingerprint(x.T) == fingerprint(x.T.contiguous())
+    assert fingerprint(x[::2, ::3]) == fingerprint(x[::2, ::3].contiguous())
+
+
+def test_single_bit_flips_change_the_fingerprint() -> None:
+    x = torch.randn(70_000)
+    base, bits = fingerprint(x), x.view(torch.int32)
+    for position in range(0, 70_000, 1777):
+        for bit in (0, 7, 22, 30):
+            bits[position] ^= 1 << bit
+            assert fingerprint(x) != base
+            bits[position] ^= 1 << bit
+    assert fingerprint(x) == base
+
+
+@watched_here
+def test_the_kernel_reports_writes_by_any_route() -> None:
+    watch = page_watch()
+    assert watch is not None
+    x = torch.randn(500, 500)
+    assert watch.protect(x) and not watch.written(x)
+    float(x.sum())
+    assert not watch.written(x)
+    for write in (
+        lambda: x.data.add_(1),
+        lambda: x.numpy().__setitem__((250, 0), 1.0),
+        lambda: torch.from_dlpack(x).mul_(2.0),
+    ):
+        write()
+        assert watch.written(x)
+        assert watch.protect(x) and not watch.written(x)
+
+
+@watched_here
+def test_the_bytes_outside_whole_pages_are_the_edges() -> None:
+    whole = torch.randn(50_000)
+    for x in (whole, whole[3:-5], whole[1000:]):
+        before = edges(x)
+        assert len(before) < 2 * mmap.PAGESIZE
+        x[0] += 1
+        assert edges(x) != before
+
+
+@watched_here
+def test_system_calls_that_write_are_reported() -> None:
+    watch = page_watch()
+    assert watch is not None
+    x = torch.randn(500, 500)
+    assert watch.protect(x)
+    with open("/dev/zero", "rb", buffering=0) as zeros:
+        zeros.readinto(memoryview(x.numpy()).cast("B")[500_000:500_004])
+    assert watch.written(x) and float(x[250, 0]) == 0.0
+
+
+@watched_here
+def test_a_forked_child_does_not_trust_its_parents_watch() -> None:
+    watch = page_watch()
+    assert watch is not None
+    x = torch.randn(500, 500)
+    assert watch.protect(x)
+    child = os.fork()
+    if child == 0:
+        own = page_watch()
+        os._exit(0 if own is not watch and (own is None or own.written(x)) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_memory_of_other_processes_is_not_watched() -> None:
+    assert not can_be_watched(torch.randn(500, 500).share_memory_())
+    assert not can_be_watched(torch.empty(0))
+
+
+@pytest.mark.parametrize("size", [10, 400])
+@pytest.mark.parametrize("watch", [True, False], ids=["watch", "no watch"])
+def test_a_stamp_notices_writes_with_and_without_the_kernels_help(
+    size: int, watch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not watch:
+        monkeypatch.setattr(stamp_module, "page_watch", lambda: None)
+    x = torch.randn(size, size)
+    stamp = Stamp(x)
+    assert all(stamp.matches(x) for _ in range(3))
+    x.numpy()[3, 4] += 1
+    assert not stamp.matches(x)
+    assert not stamp.matches(x)
+    x.numpy()[3, 4] -= 1
+    again = Stamp(x)
+    x.data.neg_().neg_()
+    assert again.matches(x)
+
+
+def test_a_stamp_is_renewed_for_the_same_content_elsewhere() -> None:
+    x = torch.randn(200, 200)
+    stamp = Stamp(x)
+    assert not stamp.matches(x.clone())
+    renewed = stamp.renewed(y := x.clone())
+    assert renewed is not None and renewed.matches(y)
+    assert stamp.renewed(x + 1) is None and stamp.renewed(x.double()) is None
+
+
+def test_a_system_without_write_tracking_has_no_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: PageWatch) -> None:
+        raise OSError("no userfaultfd")
+
+    from analogc.runtime import watch as watch_module
+
+    monkeypatch.setattr(PageWatch, "__init__", refuse)
+    assert watch_module._watch_of(-1) is None
