@@ -46,8 +46,7 @@ class DerivedWeight(nn.Module):
 
     def _is_current(self, sources: tuple[Tensor, ...]) -> bool:
         return all(
-            stamp.matches(source)
-            for stamp, source in zip(self._stamps, sources, strict=True)
+            stamp.matches(source) for stamp, source in zip(self._stamps, sources, strict=True)
         )
 
     def _evaluate(self, *sources: Tensor) -> Tensor:

@@ -94,6 +94,8 @@ class Stamp:
             old, new = getattr(self, name), getattr(tensor, name)
             if old != new:
                 return f"{name} changed from {old} to {new}"
+        if self.stride != tensor.stride():
+            return f"strides changed from {self.stride} to {tensor.stride()}"
         if self.ptr != tensor.data_ptr():
             return "the parameter's memory was replaced"
         if self.version != version_of(tensor):

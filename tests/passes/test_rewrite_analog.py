@@ -120,7 +120,7 @@ def test_settings_and_ranges_are_operands(lower: Lower) -> None:
     assert table.get_buffer("weight_adc").shape == (3, 5)
     assert tuple(adc_range.meta["val"].shape) == (3, 5)
     array = lowered.ctx.arrays["weight"]
-    assert (array.key, array.spec, array.derived) == (key, parse(str(spec)), False)
+    assert (array.key, array.spec) == (key, parse(str(spec)))
 
 
 @pytest.mark.parametrize(
@@ -156,13 +156,6 @@ def test_uses_of_one_weight_share_an_array_but_not_their_ranges(lower: Lower) ->
     lowered.calibrate(torch.randn(3, 4))
     lowered(torch.randn(3, 4))
     assert lowered.ctx.arrays["0"].times_programmed == 1
-
-
-def test_computed_weights_make_derived_arrays(lower: Lower, make: Make) -> None:
-    lowered = lower(make(lambda m, x: x @ m.W, W=torch.randn(4, 5)), torch.randn(3, 4))
-    lowered.run(BEFORE, "rewrite-analog")
-
-    assert lowered.ctx.arrays["W"].derived
 
 
 def test_the_other_graph_of_a_model_uses_the_same_arrays_and_ranges(lower: Lower) -> None:

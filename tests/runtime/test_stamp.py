@@ -67,7 +67,7 @@ def test_the_kernel_reports_writes_by_any_route() -> None:
     for write in (
         lambda: x.data.add_(1),
         lambda: x.numpy().__setitem__((250, 0), 1.0),
-        lambda: torch.from_dlpack(x).mul_(2.0),
+        lambda: torch.utils.dlpack.from_dlpack(x).mul_(2.0),
     ):
         write()
         assert watch.written(x)
@@ -91,7 +91,7 @@ def test_system_calls_that_write_are_reported() -> None:
     x = torch.randn(500, 500)
     assert watch.protect(x)
     with open("/dev/zero", "rb", buffering=0) as zeros:
-        zeros.readinto(memoryview(x.numpy()).cast("B")[500_000:500_004])
+        zeros.readinto(x.numpy().data.cast("B")[500_000:500_004])
     assert watch.written(x) and float(x[250, 0]) == 0.0
 
 
