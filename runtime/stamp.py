@@ -1,7 +1,7 @@
 """Has this tensor changed? What a tile array and a derived weight remember of their sources.
 
-Three questions, the cheap ones first: are address, version counter, dtype, device and form the same;
-were its pages written since (the kernel knows, see ``watch``); is its content the same (a
+Three questions, the cheap ones first: are address, version counter, dtype, device and form the
+same; were its pages written since (the kernel knows, see ``watch``); is its content the same (a
 fingerprint). The version counter alone misses writes through ``.data``, NumPy and DLPack aliases,
 shared memory and fused optimizers.
 """
@@ -30,7 +30,8 @@ class Stamp:
     """
 
     __slots__ = (
-        "anchor", "content", "device", "dtype", "edges", "ptr", "shape", "stride", "version", "watched",
+        "anchor", "content", "device", "dtype", "edges", "ptr", "shape", "stride", "version",
+        "watched",
     )  # fmt: skip
 
     def __init__(self, tensor: Tensor, content: Content = None) -> None:
