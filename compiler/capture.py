@@ -135,8 +135,8 @@ def capture(source: Source, root: Holder) -> Captured:
         # keyword.
         raise UnsupportedError(
             f"torch.export cannot hold this model's names: {err}",
-            fix="rename the submodule (Python's keywords cannot be names there, nor graph and "
-            "code, which a GraphModule has itself)",
+            fix="rename the submodule: it cannot have a keyword's name, nor be called graph or "
+            "code, which a GraphModule has itself",
         ) from err
     assert isinstance(module, fx.GraphModule), "export makes a GraphModule"
     info = module.graph._codegen.pytree_info  # type: ignore[attr-defined]

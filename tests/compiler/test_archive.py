@@ -560,6 +560,43 @@ def test_no_text_and_no_key_of_a_file_is_ever_run(
         use(inject(small, place, injection.replace("{}", trap)), path)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("part", ["module", "parameter", "derived weight"])
+def test_module_with_code_for_a_name_is_refused_even_if_all_refer_to_it(
+    part: str, small: bytes, path: Path
+) -> None:
+    trace = path.parent / "pwned"
+    # fx would write getattr(self, "...") for it; no dots, which would split it.
+    code = f"training\"), getattr(__import__('os'), 'mkdir')('{trace}'), (\""
+    assert "." not in code
+    old, new = {
+        "module": ("0", code),
+        "parameter": ("0.weight", f"0.{code}"),
+        "derived weight": ("0_weight", code),
+    }[part]
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [renamed(item) for item in value]
+        if isinstance(value, dict):
+            return {renamed(key): renamed(item) for key, item in value.items()}
+        if isinstance(value, str) and f".{value}.".replace(f".{old}.", "") != f".{value}.":
+            return f".{value}.".replace(f".{old}.", f".{new}.")[1:-1]
+        return value
+
+    def edit(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        changed = renamed(copy.deepcopy(manifest))
+        assert changed != manifest
+        manifest.clear()
+        manifest.update(changed)
+        for name in list(tensors):
+            tensors[renamed(name)] = tensors.pop(name)
+
+    use(altered(small, edit), path)
+    assert not trace.exists()
+    refused(altered(small, edit), path)
+
+
 def put(manifest: dict[str, Any], *nodes: dict[str, Any]) -> None:
     graph(manifest)[1:1] = list(nodes)
 

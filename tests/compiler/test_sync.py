@@ -533,6 +533,17 @@ def test_copies_go_on_with_the_same_noise(model: nn.Module, tmp_path: Path) -> N
         assert all(torch.equal(copied(X), y) for y in want)
 
 
+def test_copy_has_a_seed_of_its_own(model: nn.Module) -> None:
+    compiled = analogc.compile(model, (X,), target="generic-8bit-noisy", seed=5)
+    twin = analogc.compile(model, (X,), target="generic-8bit-noisy", seed=5)
+    copied = copy.deepcopy(compiled)
+    copied.program(seed=9)
+    assert (copied.seed, compiled.seed) == (9, 5)
+    assert torch.equal(compiled(X), twin(X))
+    copied.auto_sync = False
+    assert compiled.auto_sync
+
+
 def test_deepcopy_keeps_what_the_tiles_hold(model: nn.Module) -> None:
     target = analogc.targets.generic_8bit().replace(device=analogc.GaussianDevice(0.05))
     compiled = analogc.compile(model, (X,), target=target)
