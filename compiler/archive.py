@@ -25,6 +25,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from ..passes.base import META, PassContext
 from ..passes.derive_weights import HOME
+from ..passes.emit import forget_real_tensors
 from ..passes.verify import OPS, verify
 from ..runtime.derived import DerivedWeight
 from ..runtime.errors import AnalogcError, FormatError, InputError, UnsupportedError
@@ -391,6 +392,7 @@ def _restore_values(
                 torch.empty(shape, dtype=read_atom("dtype", value["dtype"]), device=device)
             )
     _Shapes(fx.GraphModule(root, graph), mode).propagate_dont_convert_inputs(*inputs)
+    forget_real_tensors(graph)
 
 
 class _Shapes(FakeTensorProp):

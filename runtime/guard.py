@@ -54,9 +54,9 @@ _SETTABLE = {"grad", "requires_grad", "_backward_hooks", "_post_accumulate_grad_
 
 _EXPOSING = {
     "data_ptr", "_data_ptr", "const_data_ptr", "mutable_data_ptr", "untyped_storage", "storage",
-    "_typed_storage", "__dlpack__", "__cuda_array_interface__",
+    "_typed_storage", "__dlpack__", "__cuda_array_interface__", "set_",
 }  # fmt: skip
-"""What hands out the memory itself."""
+"""What hands out the memory itself, to the caller or (``set_``) to another tensor."""
 
 
 def checked_access(value: object) -> Access:
@@ -97,8 +97,9 @@ class Guard(Tensor):
     @staticmethod
     def __new__(cls, real: Tensor, layer: str, access: Access) -> Guard:
         """Guard of ``real``, the weight of ``layer``."""
-        # C++ code that goes round __torch_function__ (DLPack) finds one zero, not the values.
-        made: Guard = Tensor._make_subclass(cls, real.new_zeros(()).expand(real.shape))
+        # C++ code that goes round __torch_function__ (DLPack) finds one NaN, not the values.
+        decoy = real.new_full((), torch.nan if real.is_floating_point() else 0)
+        made: Guard = Tensor._make_subclass(cls, decoy.expand(real.shape))
         is_parameter = isinstance(real, nn.Parameter)
         made.__dict__.update(_real=real, _layer=layer, _access=access, _is_param=is_parameter)
         return made
@@ -119,7 +120,8 @@ class Guard(Tensor):
         name, kind = _name_of(func)
         if name in _PLAIN and len(args) == 1 and not kwargs and kind != "__set__":
             return func(args[0]._real)
-        guards = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Guard)]
+        leaves = pytree.tree_leaves((args, kwargs))
+        guards = [leaf for leaf in leaves if isinstance(leaf, Guard)]
         for guard in guards:
             guard._check(name, kind, args, kwargs)
         if name == "register_post_accumulate_grad_hook":
@@ -131,10 +133,9 @@ class Guard(Tensor):
             copied = func(*real_args, **real_kwargs).copy()
             copied.flags.writeable = False
             return copied
-        if kind or _writes_first(name, kwargs):
-            # Attributes write nothing; and what is written here is known, and is no guard.
+        if kind:  # attributes: what may be assigned was checked
             return _show(func(*real_args, **real_kwargs), guards)
-        with _Refuse(guards):
+        with _Refuse(guards, [leaf for leaf in leaves if _is_plain(leaf)]):
             return _show(func(*real_args, **real_kwargs), guards)
 
     @classmethod
@@ -147,7 +148,7 @@ class Guard(Tensor):
     def _check(self, name: str, kind: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         what = f"assigning .{name}" if kind == "__set__" else name
         if kind in ("__set__", "__delete__"):
-            allowed = name in _SETTABLE
+            allowed = name in _SETTABLE and args[0] is self
         elif self._access == "sealed":
             allowed = name in _METADATA and not (name == "type" and (len(args) > 1 or kwargs))
         else:
@@ -196,11 +197,16 @@ class Guard(Tensor):
 
 
 class _Refuse(TorchDispatchMode):
-    """Raises when an operator is about to write the memory of one of the guards."""
+    """Raises when an operator is about to write the memory of one of the guards.
 
-    def __init__(self, guards: list[Guard]) -> None:
+    Memory that the caller holds a plain tensor of may be written: the model's own parameter.
+    """
+
+    def __init__(self, guards: list[Guard], plain: list[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.guards = {_memory(guard._real): guard for guard in guards}
+        for tensor in plain:
+            self.guards.pop(_memory(tensor), None)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at the operator's schema for what it writes."""
@@ -228,10 +234,20 @@ def _show(result: Any, guards: list[Guard]) -> Any:
         for guard in guards:
             if value is guard._real:
                 return guard
-        guard = by_memory.get(_memory(value))  # type: ignore[assignment]
-        return value if guard is None else Guard(value, guard._layer, guard._access)
+        memory = _memory(value)
+        if memory is None or type(value) not in (Tensor, nn.Parameter):
+            return (
+                value.clone()
+            )  # a sparse tensor, say, may hold the memory where it cannot be seen
+        if memory in by_memory:
+            return Guard(value, by_memory[memory]._layer, by_memory[memory]._access)
+        return value
 
     return pytree.tree_map_only(Tensor, show, result)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, Tensor) and not isinstance(value, Guard)
 
 
 def _real(guard: Guard) -> Tensor:

@@ -26,6 +26,7 @@ import analogc
 from analogc import CompiledModel
 from analogc.compiler import archive
 from analogc.errors import AccessError, FormatError, InputError, SyncError, UnsupportedError
+from analogc.runtime.guard import refusal
 
 from .write_routes import ROUTES
 
@@ -116,6 +117,28 @@ def _decoy(m: Any) -> None:
     torch.utils.dlpack.from_dlpack(capsule)[1, 1] = 7.0
 
 
+def _as_grad(m: Any) -> None:
+    other = nn.Parameter(torch.ones(12, 12))
+    other.grad = m[0].weight.detach()
+    other.grad.zero_()
+
+
+def _sparse(m: Any) -> None:
+    indices = torch.arange(12)[None]
+    values = m[0].weight.detach()
+    torch.sparse_coo_tensor(indices, values, check_invariants=True)._values().zero_()
+    # The values were copied.
+    raise refusal("0", m.weight_access, "writing a copy")
+
+
+def _momentum(m: Any) -> None:
+    w, other = m[0].weight.detach(), torch.ones(12, 12)
+    torch._fused_sgd_(
+        [other], [other.clone()], [w], weight_decay=0.0, momentum=0.9, lr=0.1, dampening=0.0,
+        nesterov=False, maximize=False, is_first_step=True,
+    )  # fmt: skip
+
+
 def _torch_function_off(m: Any) -> None:
     with torch._C.DisableTorchFunctionSubclass():
         m[0].weight.detach().add_(1)
@@ -151,6 +174,16 @@ MORE: dict[str, Callable[[Any], Any]] = {
     ),
     "autograd function": lambda m: AddOne.apply(m[0].weight.data),  # type: ignore[no-untyped-call]
     "post accumulate hook": _hook,
+    "memory of another tensor": lambda m: torch.empty(0).set_(m[0].weight.detach()),
+    "gradient of another tensor": _as_grad,
+    "momentum of another tensor": _momentum,
+    "values of a sparse tensor": _sparse,
+    "vmap": lambda m: torch.func.vmap(lambda row: row.zero_())(m[0].weight.detach()),
+    "func.grad": lambda m: torch.func.grad(lambda w: w.data.zero_().sum())(m[0].weight.detach()),
+    "module_load": lambda m: m[0].weight.detach().module_load(torch.zeros(12, 12)),
+    "compiled function": lambda m: torch.compile(lambda w: w.zero_(), backend="eager")(
+        m[0].weight.detach()
+    ),
     "share_memory_": lambda m: m[0].weight.share_memory_(),
     "resize_": lambda m: m[0].weight.data.resize_(3),
     "storage": lambda m: m[0].weight.storage(),
@@ -226,6 +259,10 @@ def test_no_write_gets_through(
 def test_what_goes_round_the_guard_finds_no_weight(mode: str) -> None:
     model, compiled, _ = build(mode)
     before = model[0].weight.detach().clone()
+    other = torch.empty(0)
+    other.data = compiled.get_parameter("0.weight")
+    assert other.isnan().all()
+    other[0, 0] = 7.0
     _decoy(Shown(compiled))
     assert torch.equal(model[0].weight, before)
     with torch._C.DisableTorchFunctionSubclass():
