@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from .fingerprint import fingerprint
 from .watch import can_be_watched, edges, page_watch
 
-SMALL = 1 << 16
+SMALL = 1 << 14
 """Bytes up to which a tensor's content is kept and compared as it is."""
 
 Content = bytes | int | None
