@@ -20,6 +20,7 @@ import analogc
 from analogc import CompiledModel, TileSpec
 from analogc.errors import InputError, UnsupportedError
 from analogc.runtime.derived import DerivedWeight
+from analogc.runtime.guard import Guard
 from analogc.runtime.stamp import SMALL, Stamp
 
 TARGETS = ["ideal", "generic-8bit"]
@@ -180,7 +181,9 @@ def storages() -> dict[int, int]:
     found = {}
     for item in gc.get_objects():
         kind = type(item)  # isinstance would ask objects for their __class__
-        if issubclass(kind, Tensor) and kind is not FakeTensor and not item.is_meta:
+        if not issubclass(kind, Tensor) or kind in (FakeTensor, Guard):
+            continue
+        if not item.is_meta:
             memory = item.untyped_storage()
             found[memory.data_ptr()] = memory.nbytes()
     return found
