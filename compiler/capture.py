@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.nn.utils import prune
 from torch.utils import _pytree as pytree
 
 from ..passes.emit import fake_mode
@@ -183,7 +184,7 @@ def _export(model: nn.Module, source: Source) -> ExportedProgram:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         traced = fx.symbolic_trace(model) if source.method == "symbolic_trace" else model
-        with _quiet():
+        with _quiet(model):
             exported = torch.export.export(
                 traced, args, kwargs, dynamic_shapes=shapes, strict=False
             )
@@ -202,7 +203,7 @@ def _export(model: nn.Module, source: Source) -> ExportedProgram:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet(model: nn.Module) -> Iterator[None]:
     """Keep torch from logging what is raised as an error anyway; TORCH_LOGS still works."""
     loggers = [logging.getLogger(name) for name in _TALKERS]
     for logger in loggers:
@@ -212,6 +213,9 @@ def _quiet() -> Iterator[None]:
             # Export takes the list in which torch's own LSTM and GRU keep their parameters for
             # tensors that the model forgot to register.
             warnings.filterwarnings("ignore", _FLAT_WEIGHTS, UserWarning)
+            if prune.is_pruned(model):
+                # Its hooks assign the masked weight; the graph holds the product.
+                warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)
             yield
     finally:
         for logger in loggers:

@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from ..passes.base import META, Pass, PassContext
+from ..passes.derive_weights import HOME
 from ..passes.verify import OPS
 from ..runtime.calibrate import calibrate
-from ..runtime.errors import InputError, UnsupportedError
+from ..runtime.errors import InputError, SyncError, UnsupportedError
 from ..runtime.guard import Access
 from ..runtime.mapping import TileMapping
 from ..runtime.target import Calibration, Target
@@ -28,9 +30,10 @@ from .access import View, refuse_empty, refuse_load
 from .build import Program, Step, build
 from .capture import Source
 from .coverage import CoverageReport
-from .holder import Holder, mode_of, modules_of
+from .holder import Holder, hold, mode_of, modules_of
 from .printing import format_graph
 from .signature import Signature
+from .structure import Structure
 from .tile_table import TileTable
 from .weights import WeightMap
 
@@ -54,6 +57,7 @@ class CompiledModel(fx.GraphModule):
     _data: Iterable[Any] | None
     _check: bool
     _program: Program
+    _structure: Structure
     _function: Callable[..., Any]
 
     def __init__(
@@ -69,7 +73,16 @@ class CompiledModel(fx.GraphModule):
         weight_access: Access = "direct",
     ) -> None:
         super().__init__(nn.Module(), fx.Graph())
-        view = View(weight_access)
+        self.__dict__.update(
+            _ctx=ctx, _programs=programs, _passes=tuple(passes), _source=source, _data=data,
+            _check=check, _function=None,
+        )  # fmt: skip
+        self._bind(root, weight_access)
+        self._enter_mode(held or {})
+
+    def _bind(self, root: Holder, access: Access) -> None:
+        """Make ``root`` the tree that the graphs run on and the user sees."""
+        view = View(access)
         # The tables of the root holder (if access is direct, its very dicts): one set of names,
         # whichever way it is reached.
         shown = view.tree(root)
@@ -78,11 +91,7 @@ class CompiledModel(fx.GraphModule):
         self._modules = shown._modules
         self._non_persistent_buffers_set = root._non_persistent_buffers_set
         self.training = root.training
-        self.__dict__.update(
-            _root=root, _view=view, _ctx=ctx, _programs=programs, _passes=tuple(passes),
-            _source=source, _data=data, _check=check, _program=None, _function=None,
-        )  # fmt: skip
-        self._enter_mode(held or {})
+        self.__dict__.update(_root=root, _view=view, _program=None)
 
     # -- running ---------------------------------------------------------------------------------
 
@@ -92,6 +101,8 @@ class CompiledModel(fx.GraphModule):
         Raises:
             InputError: the inputs do not fit what the graph was captured for.
         """
+        if not torch.compiler.is_compiling() and not self._structure.holds():
+            self._follow_structure(self.auto_sync)
         if self._root._analogc_mode.dirty:
             self._enter_mode()
         signature = self._program.signature
@@ -161,6 +172,9 @@ class CompiledModel(fx.GraphModule):
             # a submodule's name could clash with.
             self.graph.owning_module = self._view.tree(self._root)  # type: ignore[assignment]
             self._view.protect(program.graph, self._root)
+            model = self._source.model if self._source is not None else None
+            model = model if isinstance(model, nn.Module) else None
+            self.__dict__["_structure"] = Structure(model, self._root, program.graph)
             if any(t.is_meta for t in self._root.parameters()):
                 return
             self._calibrate(self._data, self.target.calibration, only_missing=True)
@@ -169,6 +183,36 @@ class CompiledModel(fx.GraphModule):
                 if content is not None:
                     array.adopt(weight, content)
             self.sync()
+
+    def _follow_structure(self, allowed: bool) -> None:
+        """Capture the model again, whose modules or names changed; ranges and tiles are kept."""
+        source = self._source
+        assert source is not None and isinstance(source.model, nn.Module), "structure has a model"
+        if not allowed:
+            raise SyncError(
+                f"the graph is stale: {self._structure.difference()} in the model",
+                fix="call compiled.sync(), or set compiled.auto_sync = True",
+            )
+        ctx, old = self._ctx, self._root
+        root = hold(source.model)
+        root.get_submodule(HOME)._modules["ranges"] = old.get_submodule(f"{HOME}.ranges")
+        modes = {name: module.training for name, module in old.named_modules()}
+        for name, module in root.named_modules():
+            module.training = modes.get(name, self.training)
+        before = ctx.root, ctx.derived
+        ctx.root, ctx.derived = root, {}
+        try:
+            program = build(source, root, self._passes, ctx, self._check)
+        except Exception:
+            ctx.root, ctx.derived = before
+            raise
+        used = {mapping.array for mapping in TileTable.of(program.graph)}
+        for array in set(ctx.arrays) - used:
+            del ctx.arrays[array]
+        self._programs.clear()
+        self._programs[mode_of(root)] = program
+        self._bind(root, self.weight_access)
+        self._enter_mode()
 
     def _capture(self) -> Program:
         source = self._source
@@ -307,6 +351,8 @@ class CompiledModel(fx.GraphModule):
         A forward does this by itself, layer by layer, unless ``auto_sync`` is off.
         """
         touched = []
+        if not self._structure.holds():
+            self._follow_structure(True)
         for mapping, array, weight in self._live_weights():
             if not array.is_current(weight):
                 array.write(weight)

@@ -10,6 +10,7 @@ import math
 import operator
 import re
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -193,6 +194,7 @@ class _Names:
 
     def __init__(self, ctx: PassContext) -> None:
         self.known: dict[fx.Node, str] = {}
+        self.parameters = {name for name, _ in ctx.root.named_parameters(remove_duplicate=False)}
         self.ctx = ctx
         self.uses: Counter[str] = Counter()
         self.layers: dict[str, str] = {}
@@ -203,7 +205,7 @@ class _Names:
         key = expression_key(weight, self.known)
         names = self.ctx.array_names
         if key not in names:
-            base, taken = base_name(weight), set(names.values())
+            base, taken = base_name(weight, self.parameters), set(names.values())
             number = next(i for i in range(1, len(taken) + 2) if _numbered(base, i) not in taken)
             names[key] = _numbered(base, number)
         return names[key]
@@ -212,7 +214,7 @@ class _Names:
         """Name of one more use of ``weight`` in this graph."""
         key = expression_key(weight, self.known)
         if key not in self.layers:
-            base = base_name(weight)
+            base = base_name(weight, self.parameters)
             self.bases[base] += 1
             self.layers[key] = _numbered(base, self.bases[base])
         self.uses[key] += 1
@@ -224,14 +226,14 @@ def _numbered(base: str, number: int) -> str:
     return base if number == 1 else f"{base}~{number}"
 
 
-def base_name(weight: fx.Node) -> str:
-    """Name of the parameter that a weight is, or is mostly, made of, without ``.weight``."""
+def base_name(weight: fx.Node, parameters: Container[str] = ()) -> str:
+    """Name of what a weight is, or is mostly, made of: of ``parameters`` if any is among it."""
     sources = leaves(weight)
     if not sources:
         return "constant"
-    largest = max(sources, key=lambda node: int(node.meta["val"].numel()))
+    largest = max(sources, key=lambda n: (n.target in parameters, int(n.meta["val"].numel())))
     name = re.sub(r"\.parametrizations\.(\w+)\.original\d*$", r".\1", str(largest.target))
-    name = re.sub(r"\.weight_[gv]$", ".weight", name)
+    name = re.sub(r"\.weight_([gv]|orig)$", ".weight", name)
     return name.removesuffix(".weight") or name
 
 
