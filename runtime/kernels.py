@@ -126,20 +126,33 @@ def backward(
     wide = x.to(dtype)
     grad = mvm.start(grad.to(dtype))
     alpha = mvm.columns(tiles.scale)
-    grad_x = torch.zeros_like(wide) if need_input else None
-    grad_w = torch.zeros(weight.shape, dtype=dtype, device=x.device) if need_weight else None
+    single = len(tiles.blocks) == 1
+    grad_x = torch.zeros_like(wide) if need_input and not single else None
+    grad_w = None
+    if need_weight and not single:
+        grad_w = torch.zeros(weight.shape, dtype=dtype, device=x.device)
     for r, block in enumerate(tiles.blocks):
         part = mvm.take(wide, r)
         passed = grad if mask is None else grad * mask[r]
-        if grad_x is not None:
+        if need_input:
             found = mvm.grad_input(passed * alpha, block, wide, r)
             if spec.dac is not None and not spec.dynamic:
                 assert ranges.input is not None, "a static input range"
-                found = found * (part.abs() <= ranges.input[r].to(dtype))
-            mvm.add_input(grad_x, found, r)
-        if grad_w is not None:
+                found.mul_(part.abs() <= ranges.input[r].to(part))
+            if grad_x is None:
+                grad_x = found
+            else:
+                mvm.add_input(grad_x, found, r)
+        if need_weight:
             codes, unit, steps = drive(mvm, part, ranges, spec, r)
-            mvm.add_weight(grad_w, mvm.grad_weight(passed, codes * (unit / steps), block, r), r)
+            if spec.dynamic:
+                found = mvm.grad_weight(passed, codes * (unit / steps), block, r)
+            else:
+                found = mvm.grad_weight(passed, codes, block, r).mul_(unit / steps)
+            if grad_w is None:
+                grad_w = found
+            else:
+                mvm.add_weight(grad_w, found, r)
     return (
         None if grad_x is None else grad_x.to(x.dtype),
         None if grad_w is None else grad_w.to(weight.dtype),
