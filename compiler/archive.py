@@ -36,9 +36,10 @@ from ..runtime.spec import parse
 from ..runtime.target import Target
 from ..runtime.tiles import Programmed, TileArray
 from .build import Program
+from .copying import new_uid
 from .graph_json import GraphReader, checked_name, checked_path, graph_to_json, read_atom
 from .holder import Holder, ModeFlag, hold, modules_of
-from .model import CompiledModel, Mode, new_uid
+from .model import CompiledModel, Mode
 from .signature import ConstantLeaf, Leaf, Signature, TensorLeaf
 from .tree_json import parameters_from_json, parameters_to_json, tree_from_json, tree_to_json
 

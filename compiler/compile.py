@@ -21,8 +21,9 @@ from ..runtime.sqnr import RangeUse, warn_of_waste
 from ..runtime.target import Target
 from .build import build
 from .capture import Method, Source, check_source, module_of
+from .copying import new_uid
 from .holder import hold, mode_of
-from .model import CompiledModel, new_uid
+from .model import CompiledModel
 
 Select = Callable[[LayerInfo], bool] | str | Iterable[str]
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import io
-import operator
-import secrets
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +13,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import CodeGen
-from torch.utils import _pytree as pytree
 
 from ..passes.base import META, Pass, PassContext
 from ..passes.derive_weights import HOME
@@ -27,8 +24,10 @@ from ..runtime.mapping import TileMapping
 from ..runtime.target import Calibration, Target
 from ..runtime.tiles import Programmed, TileArray
 from .access import View, refuse_empty, refuse_load
+from .batches import Mapped, as_call, cloned
 from .build import Program, Step, build
 from .capture import Source
+from .copying import copy_context, copy_programs
 from .coverage import CoverageReport
 from .holder import Holder, hold, mode_of, modules_of
 from .printing import format_graph
@@ -413,14 +412,14 @@ class CompiledModel(fx.GraphModule):
     def _calibrate(self, data: Iterable[Any] | None, how: Calibration, only_missing: bool) -> int:
         signature = self._program.signature
         if data is None and self._source is not None:
-            data = _Mapped([(self._source.args, self._source.kwargs)], _cloned)
+            data = Mapped([(self._source.args, self._source.kwargs)], cloned)
         elif data is None:
             if only_missing:
                 return 0
             raise InputError("calibrate() needs data: this model has no example inputs")
         else:
-            data = _Mapped(data, _as_call)
-        batches = _Mapped(data, lambda call: signature.flatten(*call))
+            data = Mapped(data, as_call)
+        batches = Mapped(data, lambda call: signature.flatten(*call))
         return calibrate(self.graph, self._root, batches, how, only_missing)
 
     # -- the module tree -------------------------------------------------------------------------
@@ -449,25 +448,8 @@ class CompiledModel(fx.GraphModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledModel:
         root, source = copy.deepcopy((self._root, self._source), memo)
-        ctx = copy.copy(self._ctx)
-        ctx.root, ctx.uid = root, new_uid()
-        ctx.noise = copy.copy(ctx.noise)
-        for name in ("array_names", "derived", "first_tile"):
-            setattr(ctx, name, dict(getattr(ctx, name)))
-        ctx.arrays = {
-            name: TileArray(
-                name, f"{ctx.uid}/{name}", array.spec, ctx.noise, array.auto_sync,
-                times_programmed=array.times_programmed, calls=array.calls,
-            )
-            for name, array in self._ctx.arrays.items()
-        }  # fmt: skip
-        programs = {
-            mode: Program(
-                _with_keys(program.graph, ctx.arrays), program.signature, program.history,
-                program.capture_seconds, program.passes_seconds,
-            )
-            for mode, program in self._programs.items()
-        }  # fmt: skip
+        ctx = copy_context(self._ctx, root)
+        programs = copy_programs(self._programs, ctx)
         new = CompiledModel.__new__(CompiledModel)
         memo[id(self)] = new
         CompiledModel.__init__(
@@ -509,48 +491,7 @@ def _from_pickle(data: bytes) -> CompiledModel:
     return from_file(io.BytesIO(data))
 
 
-def new_uid() -> str:
-    """Prefix for tile array keys that no other model has, in any process."""
-    return secrets.token_hex(6)
-
-
 def _checked_seed(seed: object) -> int:
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise InputError(f"seed must be an int, got {seed!r}")
     return seed
-
-
-def _with_keys(graph: fx.Graph, arrays: dict[str, TileArray]) -> fx.Graph:
-    new = copy.deepcopy(graph)
-    for node in new.nodes:
-        if node.op == "call_function" and node.target in OPS:
-            node.args = (*node.args[:-1], arrays[node.meta[META].array].key)
-    return new
-
-
-def _as_call(item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A calibration item as positional and keyword inputs."""
-    if isinstance(item, dict):
-        return (), item
-    if isinstance(item, list | tuple):
-        return tuple(item), {}
-    return (item,), {}
-
-
-def _cloned(call: Any) -> Any:
-    # A model may write its inputs; the examples are the user's, and are used again.
-    return pytree.tree_map_only(Tensor, Tensor.clone, call)
-
-
-class _Mapped:
-    """``map`` over data that keeps its length, for progress bars."""
-
-    def __init__(self, items: Iterable[Any], fn: Callable[[Any], Any]) -> None:
-        self.items = items
-        self.fn = fn
-
-    def __iter__(self) -> Iterator[Any]:
-        return map(self.fn, self.items)
-
-    def __length_hint__(self) -> int:
-        return operator.length_hint(self.items)
