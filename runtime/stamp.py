@@ -34,7 +34,7 @@ class Stamp:
         "watched",
     )  # fmt: skip
 
-    def __init__(self, tensor: Tensor, content: Content = None) -> None:
+    def __init__(self, tensor: Tensor) -> None:
         self.anchor = tensor.detach()
         self.ptr = tensor.data_ptr()
         self.version = version_of(tensor)
@@ -42,7 +42,7 @@ class Stamp:
         self.device = tensor.device
         self.shape = tensor.shape
         self.stride = tensor.stride()
-        self.content = content_of(tensor) if content is None else content
+        self.content = content_of(tensor)
         self.watched = False
         """True if the kernel tracks writes to the memory since the content was looked at."""
         self.edges = b""
@@ -82,12 +82,13 @@ class Stamp:
         self.watched &= same
         return same
 
-    def renewed(self, tensor: Tensor) -> Stamp | None:
-        """Stamp of ``tensor`` if it holds the same content in other memory or a newer version."""
-        if (tensor.dtype, tensor.device, tensor.shape) != (self.dtype, self.device, self.shape):
-            return None
-        content = content_of(tensor)
-        return Stamp(tensor, content) if content is not None and content == self.content else None
+    def same_content(self, other: Stamp) -> bool:
+        """True if both stood for the same values in the same form, wherever they lie."""
+        return (
+            self.content is not None
+            and self.content == other.content
+            and (self.dtype, self.device, self.shape) == (other.dtype, other.device, other.shape)
+        )
 
     def difference(self, tensor: Tensor) -> str:
         """What changed, in words."""

@@ -86,7 +86,10 @@ class TileArray:
         Raises:
             SyncError: it changed and ``auto_sync`` is off.
         """
-        if self.programmed is not None and self._holds(weight):
+        if self.programmed is not None and self._is_unchanged(weight):
+            return self.programmed
+        now = Stamp(weight)
+        if self.programmed is not None and self._takes(now):
             return self.programmed
         if self._stamp is not None and not self.auto_sync:
             raise SyncError(
@@ -94,14 +97,21 @@ class TileArray:
                 where=f"layer {self.name}",
                 fix="call compiled.sync(), or set compiled.auto_sync = True",
             )
-        return self.write(weight)
+        return self.write(weight, now)
 
-    def write(self, weight: Tensor) -> Programmed:
-        """Program ``weight`` with fresh programming noise."""
+    def write(self, weight: Tensor, stamp: Stamp | None = None) -> Programmed:
+        """Program ``weight`` with fresh programming noise.
+
+        Args:
+            weight: what to write.
+            stamp: of it, if one was just taken.
+        """
+        # The stamp comes first: a write that falls in between makes the tiles stale, not current.
+        stamp = stamp or Stamp(weight)
         key = self.noise.key(f"program/{self.name}", self.times_programmed)
         self.programmed = program(weight, self.spec, key)
+        self._stamp = stamp
         self.times_programmed += 1
-        self._stamp = Stamp(weight)
         return self.programmed
 
     def adopt(self, weight: Tensor, programmed: Programmed) -> None:
@@ -111,7 +121,11 @@ class TileArray:
 
     def is_current(self, weight: Tensor) -> bool:
         """True if the tiles hold what ``weight`` is now; ideal tiles always do."""
-        return self.spec.is_ideal or (self.programmed is not None and self._holds(weight))
+        if self.spec.is_ideal:
+            return True
+        return self.programmed is not None and (
+            self._is_unchanged(weight) or self._takes(Stamp(weight))
+        )
 
     def next_call(self) -> NoiseKey:
         """Key of the output noise of one more call."""
@@ -123,17 +137,14 @@ class TileArray:
         self.key = key
         _ARRAYS[key] = self
 
-    def _holds(self, weight: Tensor) -> bool:
-        stamp = self._stamp
-        if stamp is None:
+    def _is_unchanged(self, weight: Tensor) -> bool:
+        return self._stamp is not None and self._stamp.matches(weight)
+
+    def _takes(self, now: Stamp) -> bool:
+        """Whether the content is the old one in new memory: computed weights, loads, moves."""
+        if self._stamp is None or not now.same_content(self._stamp):
             return False
-        if stamp.matches(weight):
-            return True
-        # The same content may come in new memory: computed weights, loads, moves.
-        renewed = stamp.renewed(weight)
-        if renewed is None:
-            return False
-        self._stamp = renewed
+        self._stamp = now
         return True
 
 
