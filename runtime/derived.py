@@ -35,9 +35,11 @@ class DerivedWeight(nn.Module):
             return self._evaluate(*sources)
         value = self._value
         if value is None or not self._is_current(sources):
+            # Stamps first: a write that falls in between makes the value stale, not current.
+            stamps = tuple(Stamp(source) for source in sources)
             with torch.no_grad():
                 value = self._value = self._evaluate(*sources).detach()
-            self._stamps = tuple(Stamp(source) for source in sources)
+            self._stamps = stamps
             self.evaluations += 1
         if torch.is_grad_enabled() and any(source.requires_grad for source in sources):
             out: Tensor = _Attach.apply(self, value, *sources)  # type: ignore[no-untyped-call]
