@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 
 from ..passes import pipeline
-from ..passes.base import Pass, PassContext
+from ..passes.base import META, Pass, PassContext
 from ..passes.emit import forget_real_tensors
 from ..passes.select_analog import Analog
 from .capture import Source, capture
@@ -79,5 +79,5 @@ def build(
 def _drop_unmapped(graph: fx.Graph) -> None:
     # A pipeline without map-tiles leaves Analog records; a finished graph holds none.
     for node in graph.nodes:
-        if isinstance(node.meta.get("analogc"), Analog):
-            del node.meta["analogc"]
+        if isinstance(node.meta.get(META), Analog):
+            del node.meta[META]

@@ -132,11 +132,6 @@ class TileArray:
         self.calls += 1
         return self.noise.key(f"read/{self.name}", self.calls - 1)
 
-    def rekey(self, key: str) -> None:
-        """Give the array another key, after a copy."""
-        self.key = key
-        _ARRAYS[key] = self
-
     def _is_unchanged(self, weight: Tensor) -> bool:
         return self._stamp is not None and self._stamp.matches(weight)
 
