@@ -260,6 +260,7 @@ def _rebuild(
             blocks = tuple(tensors[f"{prefix}.{i}"].to(device) for i in range(len(spec.blocks)))
             contents[name] = Programmed(blocks, tensors[f"{prefix}.scale"].to(device))
         array.times_programmed, array.calls = int(data["times_programmed"]), int(data["calls"])
+    ctx.auto_sync = all(array.auto_sync for array in ctx.arrays.values())
     for name, nodes in manifest["derived"].items():
         expression = fx.GraphModule(nn.Module(), reader.read(nodes), "WeightExpression")
         home = root.get_submodule(f"{HOME}.derived")

@@ -136,6 +136,8 @@ class CompiledModel(fx.GraphModule):
         Raises:
             UnsupportedError: it was never captured, and the model is not there to capture it from.
         """
+        if not self._structure.holds():
+            self._follow_structure(self.auto_sync)
         before = mode_of(self._root)
         super().train(mode)
         self._root.training = mode
@@ -181,7 +183,10 @@ class CompiledModel(fx.GraphModule):
                 content = (held or {}).get(mapping.array)
                 if content is not None:
                     array.adopt(weight, content)
-            self.sync()
+            # Tiles that are stale are left to the next forward, or to sync().
+            for _, array, weight in self._live_weights():
+                if array.programmed is None and not array.spec.is_ideal:
+                    array.write(weight)
 
     def _follow_structure(self, allowed: bool) -> None:
         """Capture the model again, whose modules or names changed; ranges and tiles are kept."""
@@ -244,8 +249,7 @@ class CompiledModel(fx.GraphModule):
     @property
     def signature(self) -> Signature:
         """What the current graph takes and gives."""
-        signature: Signature = self._program.signature
-        return signature
+        return self._program.signature
 
     @property
     def coverage(self) -> CoverageReport:
@@ -375,10 +379,11 @@ class CompiledModel(fx.GraphModule):
     @property
     def auto_sync(self) -> bool:
         """True: a forward programs changed weights by itself. False: it raises SyncError."""
-        return all(array.auto_sync for array in self._ctx.arrays.values())
+        return self._ctx.auto_sync
 
     @auto_sync.setter
     def auto_sync(self, value: bool) -> None:
+        self._ctx.auto_sync = value
         for array in self._ctx.arrays.values():
             array.auto_sync = value
 

@@ -44,6 +44,8 @@ class PassContext:
     noise: NoiseSource = field(default_factory=NoiseSource)
     uid: str = "0"
     """Prefix of tile array keys; unique for each compiled model."""
+    auto_sync: bool = True
+    """Whether tile arrays program a changed weight by themselves."""
     arrays: dict[str, TileArray] = field(default_factory=dict)
     """Tile arrays by name; grows, so that another graph of the same model shares them."""
     array_names: dict[str, str] = field(default_factory=dict)

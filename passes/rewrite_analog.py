@@ -48,7 +48,7 @@ def _rewrite(node: fx.Node, mapping: TileMapping, use: int, ctx: PassContext) ->
     array = ctx.arrays.get(mapping.array)
     if array is None:
         array = ctx.arrays[mapping.array] = TileArray(
-            mapping.array, f"{ctx.uid}/{mapping.array}", spec, ctx.noise
+            mapping.array, f"{ctx.uid}/{mapping.array}", spec, ctx.noise, ctx.auto_sync
         )
     graph = node.graph
     mode = fake_mode(graph)

@@ -98,7 +98,7 @@ def test_without_auto_sync_it_is_an_error_until_sync() -> None:
     model[0] = nn.Linear(6, 8)
     with pytest.raises(SyncError, match="submodule '0' was replaced"):
         compiled(X)
-    assert compiled.sync() == []  # the new weight was programmed as the graph was made anew
+    assert compiled.sync() == ["0"]
     compiled(X)
 
 
@@ -132,3 +132,11 @@ def test_copies_follow_their_own_model() -> None:
     model[0] = nn.Linear(6, 8)
     assert not torch.equal(compiled(X), before)
     assert torch.equal(twin(X), before)
+
+
+def test_the_mode_can_be_switched_after_a_change() -> None:
+    model, compiled = compiled_net()
+    model[1] = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.0))
+    compiled.train()
+    torch.testing.assert_close(compiled(X), model(X))
+    assert compiled.training

@@ -4,6 +4,7 @@ compile from the current weights, with the same converter ranges, bit for bit.
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 from typing import Any
 
@@ -129,3 +130,19 @@ def test_stale_tiles_say_how_the_weight_was_written() -> None:
             compiled(x)
         assert compiled.sync() == ["0"]
         compiled(x)
+
+
+def test_stale_tiles_stay_stale_through_a_change_of_mode_or_a_copy() -> None:
+    model, x = build(12, True)
+    compiled = analogc.compile(model, (x,), seed=0)
+    compiled.auto_sync = False
+    compiled.train()
+    compiled(x)
+    weight(model).data.add_(1.0)
+    for stale in (compiled, copy.deepcopy(compiled).eval().train()):
+        assert not stale.auto_sync
+    compiled.eval().train()
+    with pytest.raises(analogc.errors.SyncError, match="stale"):
+        compiled(x)  # the array of this mode's graph was made after auto_sync was set
+    compiled.sync()
+    compiled(x)
