@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import safetensors
 import safetensors.torch
@@ -27,7 +27,7 @@ from ..passes.base import META, PassContext
 from ..passes.derive_weights import HOME
 from ..passes.emit import forget_real_tensors
 from ..passes.verify import OPS, verify
-from ..runtime.derived import DerivedWeight
+from ..runtime.derived import DerivedWeight, Keeps
 from ..runtime.errors import AnalogcError, FormatError, InputError, UnsupportedError
 from ..runtime.guard import checked_access
 from ..runtime.mapping import TileMapping
@@ -43,7 +43,7 @@ from .model import CompiledModel, Mode
 from .signature import ConstantLeaf, Leaf, Signature, TensorLeaf
 from .tree_json import parameters_from_json, parameters_to_json, tree_from_json, tree_to_json
 
-FORMAT = 1
+FORMAT = 2
 _MANIFEST, _CHECKSUM = "analogc.manifest", "analogc.sha256"
 
 
@@ -113,7 +113,7 @@ def _describe(model: CompiledModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
         for i, block in enumerate(held.blocks):
             tensors[f"{HOME}.tiles.{name}.{i}"] = block.cpu()
     derived = {
-        name: graph_to_json(module.expression.graph)
+        name: {"graph": graph_to_json(module.expression.graph), "keeps": module.keeps}
         for name, module in root.get_submodule(f"{HOME}.derived").named_children()
         if isinstance(module, DerivedWeight)
     }
@@ -261,10 +261,13 @@ def _rebuild(
             contents[name] = Programmed(blocks, tensors[f"{prefix}.scale"].to(device))
         array.times_programmed, array.calls = int(data["times_programmed"]), int(data["calls"])
     ctx.auto_sync = all(array.auto_sync for array in ctx.arrays.values())
-    for name, nodes in manifest["derived"].items():
-        expression = fx.GraphModule(nn.Module(), reader.read(nodes), "WeightExpression")
+    for name, data in manifest["derived"].items():
+        expression = fx.GraphModule(nn.Module(), reader.read(data["graph"]), "WeightExpression")
+        keeps = data["keeps"]
+        if keeps not in get_args(Keeps):
+            raise FormatError(f"derived weight {name!r} keeps {keeps!r}")
         home = root.get_submodule(f"{HOME}.derived")
-        home.add_module(checked_path(name), DerivedWeight(expression))
+        home.add_module(checked_path(name), DerivedWeight(expression, keeps))
     programs: dict[Mode, Program] = {}
     for data in manifest["programs"]:
         graph = reader.read(data["graph"], root)

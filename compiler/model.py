@@ -6,6 +6,7 @@ import copy
 import inspect
 import io
 import types
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -76,6 +77,7 @@ class CompiledModel(fx.GraphModule):
             _ctx=ctx, _programs=programs, _passes=tuple(passes), _source=source, _data=data,
             _check=check, _function=None,
         )  # fmt: skip
+        _ALIVE[ctx.uid] = self
         self._bind(root, weight_access)
         self._enter_mode(held or {})
 
@@ -100,7 +102,11 @@ class CompiledModel(fx.GraphModule):
         Raises:
             InputError: the inputs do not fit what the graph was captured for.
         """
-        if not torch.compiler.is_compiling() and not self._structure.holds():
+        if torch.compiler.is_compiling():
+            # Changes are followed at the start of a trace; holds() then leaves guards on what it
+            # looks at, so that the next change starts another trace.
+            _follow_while_tracing(self._ctx.uid)
+        if not self._structure.holds():
             self._follow_structure(self.auto_sync)
         if self._root._analogc_mode.dirty:
             self._enter_mode()
@@ -315,28 +321,29 @@ class CompiledModel(fx.GraphModule):
         for mapping in self.tiles:
             yield mapping.array, self._ctx.arrays[mapping.array]
 
-    def _live_weight(self, array: str) -> Tensor:
-        """The tensor that tile array ``array`` is programmed from."""
+    def _live_weight(self, array: str, operand: bool = False) -> Tensor:
+        """What tile array ``array`` is programmed from: the numbers, or its layer's operand."""
         for node, mapping in self._analog_nodes():
             if mapping.array == array:
-                return self._value(node.args[1])
+                return self._value(node.args[1], operand)
         raise InputError(f"no tile array named {array!r}")
 
     def _live_weights(self) -> Iterator[tuple[TileMapping, TileArray, Tensor]]:
-        """Each tile array of the current graph once, with the tensor it is programmed from."""
+        """Each tile array of the current graph once, with its layer's weight operand."""
         seen: set[str] = set()
         for node, mapping in self._analog_nodes():
             if mapping.array not in seen:
                 seen.add(mapping.array)
-                weight = self._value(node.args[1]).detach()
+                weight = self._value(node.args[1], operand=True).detach()
                 yield mapping, self._ctx.arrays[mapping.array], weight
 
-    def _value(self, node: Any) -> Tensor:
+    def _value(self, node: Any, operand: bool = False) -> Tensor:
         at: Any = self._root
         for part in node.target.split("."):
             at = getattr(at, part)
         if node.op == "call_module":
-            at = at(*map(self._value, node.args))
+            sources = map(self._value, node.args)
+            at = at(*sources) if operand else at.evaluate(*sources)
         value: Tensor = at
         return value
 
@@ -472,6 +479,21 @@ class CompiledModel(fx.GraphModule):
         from .archive import to_bytes
 
         return _from_pickle, (to_bytes(self),)
+
+
+_ALIVE: weakref.WeakValueDictionary[str, CompiledModel] = weakref.WeakValueDictionary()
+
+
+def _follow_while_tracing(uid: str) -> bool:
+    model = _ALIVE[uid]
+    if not model._structure.holds():
+        model._follow_structure(model.auto_sync)
+    return True
+
+
+# torch.compiler.assume_constant_result, which imports all of dynamo: the tracer itself calls the
+# function, outside the trace, which could not capture a model.
+_follow_while_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _own_copy(function: Any) -> Any:

@@ -62,6 +62,9 @@ class AnalogWeight:
     def _live(self) -> Tensor:
         return self._model._live_weight(self._array.name)
 
+    def _operand(self) -> Tensor:
+        return self._model._live_weight(self._array.name, operand=True).detach()
+
     def set(self, value: Tensor) -> None:
         """Write ``value`` into the parameter, in place; the tiles follow at the next forward.
 
@@ -103,7 +106,7 @@ class AnalogWeight:
         """
         if self.access == "sealed":
             raise refusal(self.name, self.access, "programmed()")
-        value = self._live().detach()
+        value = self._operand()
         if self._array.spec.is_ideal:
             return value.clone()
         tiles = self._array.current(value)
@@ -129,7 +132,7 @@ class AnalogWeight:
         Raises:
             SyncError: the tiles are stale and ``auto_sync`` is off.
         """
-        value = self._live().detach()
+        value = self._operand()
         spec = self._array.spec
         if spec.is_ideal:
             return value.clone()

@@ -5,7 +5,9 @@ The folded weight is an expression of the live parameters and statistics, not a 
     W' = W · s      b' = (b - mean) · s + beta      s = gamma / sqrt(var + eps)
 
 It is written as graph nodes, in float64 so that folding costs one rounding, and ``derive-weights``
-makes it a weight that is evaluated only when one of its sources changed. Runs after canonicalize.
+makes it a weight that is evaluated only when one of its sources changed. Ideal targets keep their
+batch norms: their layers are the digital ones, and a folded weight would be a second copy of each.
+Runs after canonicalize.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ class FoldBatchNorm(Pass):
 
     def __call__(self, module: fx.GraphModule, ctx: PassContext) -> PassResult:
         """Transform ``module`` in place."""
+        if ctx.target.is_ideal:
+            return finish(module, False)
         fixed = stationary_nodes(module.graph)
         modified = False
         for node in list(module.graph.nodes):

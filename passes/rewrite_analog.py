@@ -13,13 +13,18 @@ from typing import ClassVar
 import torch
 from torch import fx
 
+from ..runtime.derived import DerivedWeight
 from ..runtime.mapping import TileMapping
+from ..runtime.ops import NAMES
 from ..runtime.ranges import RangeTable
 from ..runtime.spec import LayerSpec
 from ..runtime.tiles import TileArray
 from .base import META, Pass, PassContext, PassResult, finish, inherit
 from .derive_weights import HOME
 from .emit import fake_mode, take_place
+
+WEIGHTS = {(getattr(torch.ops.analogc, name).default, 1) for name in NAMES}
+"""Operators of layers, with the position of their weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,17 @@ class RewriteAnalog(Pass):
                 uses[mapping.array] = uses.get(mapping.array, 0) + 1
                 _rewrite(node, mapping, uses[mapping.array], ctx)
                 modified = True
+        for node in module.graph.find_nodes(op="call_module"):
+            _free_memory(node, ctx)
         return finish(module, modified)
+
+
+def _free_memory(node: fx.Node, ctx: PassContext) -> None:
+    """Let computed weights take no memory of their own: only the tiles hold them."""
+    derived = ctx.root.get_submodule(str(node.target))
+    places = [(user.target, user.args.index(node)) for user in node.users]
+    if isinstance(derived, DerivedWeight) and all(place in WEIGHTS for place in places):
+        derived.keeps = "nothing" if ctx.target.is_ideal else "stand-in"
 
 
 def _rewrite(node: fx.Node, mapping: TileMapping, use: int, ctx: PassContext) -> None:

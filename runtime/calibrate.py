@@ -23,6 +23,7 @@ from .mvm import Geometry, geometry
 from .noise import NoiseKey
 from .ops import NAMES, digital
 from .spec import LayerSpec, parse
+from .standin import resolve
 from .target import Calibration
 
 _MOMENT = 1.0
@@ -39,7 +40,7 @@ class _Observer:
         between = ((), (), (), 1) if weight.dim() == 2 else args[5:9]
         self.mvm: Geometry = geometry(spec, weight.shape, *between)
         exact = dataclasses.replace(spec, device=IdealDevice())
-        self.tiles = tiles.program(weight, exact, NoiseKey(0, "", 0))
+        self.tiles = tiles.program(resolve(weight), exact, NoiseKey(0, "", 0))
         blocks, device = len(spec.blocks), weight.device
         self.inputs = Histogram(blocks, device)
         per_column = spec.adc is not None and spec.adc.per_column

@@ -25,6 +25,7 @@ from .kernels import Ranges
 from .mvm import geometry
 from .noise import NoiseSource
 from .spec import LayerSpec, parse
+from .standin import resolve
 
 NAMES = ("linear", "conv1d", "conv2d", "conv3d")
 _HEAD = "Tensor input, Tensor weight, Tensor? bias, Tensor? input_range, Tensor? adc_range"
@@ -69,7 +70,7 @@ def _digital(
 
 def digital(name: str, args: Sequence[Any]) -> Tensor:
     """Digital result of operator ``name`` ("linear", "conv2d", ...) at its own arguments."""
-    x, weight, bias = args[:3]
+    x, weight, bias = args[0], resolve(args[1]), args[2]
     if name == "linear":
         return _digital(x, weight, bias, (), (), (), 1)
     return _digital(x, weight, bias, *args[5:9])

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .fingerprint import fingerprint
+from .standin import find, resolve
 from .watch import can_be_watched, edges, page_watch
 
 SMALL = 1 << 14
@@ -27,6 +28,10 @@ class Stamp:
     """State of a tensor at one moment: its memory, its version, its form, its content.
 
     Holds an alias of the memory, so that an address cannot be given to another tensor meanwhile.
+
+    Args:
+        tensor: what to remember.
+        value: its numbers, if it is a stand-in and they are at hand.
     """
 
     __slots__ = (
@@ -34,7 +39,7 @@ class Stamp:
         "watched",
     )  # fmt: skip
 
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: Tensor, value: Tensor | None = None) -> None:
         self.anchor = tensor.detach()
         self.ptr = tensor.data_ptr()
         self.version = version_of(tensor)
@@ -42,7 +47,7 @@ class Stamp:
         self.device = tensor.device
         self.shape = tensor.shape
         self.stride = tensor.stride()
-        self.content = content_of(tensor)
+        self.content = content_of(resolve(tensor) if value is None else value)
         self.watched = False
         """True if the kernel tracks writes to the memory since the content was looked at."""
         self.edges = b""
@@ -53,14 +58,22 @@ class Stamp:
         return (
             self.version == version_of(tensor)
             and self.ptr == tensor.data_ptr()
-            and self.dtype == tensor.dtype
-            and self.device == tensor.device
-            and self.shape == tensor.shape
+            and self.same_form(tensor)
             and self.stride == tensor.stride()
             and self._is_unwritten(tensor)
         )
 
+    def same_form(self, tensor: Tensor) -> bool:
+        """True if ``tensor`` has the shape, dtype and device of the one that was stamped."""
+        return (
+            self.shape == tensor.shape
+            and self.dtype == tensor.dtype
+            and self.device == tensor.device
+        )
+
     def _is_unwritten(self, tensor: Tensor) -> bool:
+        if find(tensor) is not None:  # stands for one state; another state has another stand-in
+            return True
         watch = page_watch()
         if (
             self.watched

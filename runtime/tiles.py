@@ -17,6 +17,7 @@ from .errors import SyncError
 from .noise import NoiseKey, NoiseSource
 from .spec import LayerSpec
 from .stamp import Stamp
+from .standin import resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,8 @@ class TileArray:
         """
         if self.programmed is not None and self._is_unchanged(weight):
             return self.programmed
-        now = Stamp(weight)
+        value = resolve(weight)
+        now = Stamp(weight, value)
         if self.programmed is not None and self._takes(now):
             return self.programmed
         if self._stamp is not None and not self.auto_sync:
@@ -97,17 +99,15 @@ class TileArray:
                 where=f"layer {self.name}",
                 fix="call compiled.sync(), or set compiled.auto_sync = True",
             )
-        return self.write(weight, now)
+        return self._write(value, now)
 
-    def write(self, weight: Tensor, stamp: Stamp | None = None) -> Programmed:
-        """Program ``weight`` with fresh programming noise.
-
-        Args:
-            weight: what to write.
-            stamp: of it, if one was just taken.
-        """
+    def write(self, weight: Tensor) -> Programmed:
+        """Program ``weight`` with fresh programming noise."""
+        value = resolve(weight)
         # The stamp comes first: a write that falls in between makes the tiles stale, not current.
-        stamp = stamp or Stamp(weight)
+        return self._write(value, Stamp(weight, value))
+
+    def _write(self, weight: Tensor, stamp: Stamp) -> Programmed:
         key = self.noise.key(f"program/{self.name}", self.times_programmed)
         self.programmed = program(weight, self.spec, key)
         self._stamp = stamp
@@ -153,4 +153,4 @@ def find(key: str) -> TileArray | None:
 
 def stateless(weight: Tensor, spec: LayerSpec) -> Programmed:
     """Content of tiles that no live array stands for: programmed on the spot with a fixed key."""
-    return program(weight, spec, NoiseKey(0, "stateless", 0))
+    return program(resolve(weight), spec, NoiseKey(0, "stateless", 0))

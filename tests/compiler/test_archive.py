@@ -468,7 +468,7 @@ def node(manifest: dict[str, Any], op: str) -> dict[str, Any]:
 
 
 def expression(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    nodes: list[dict[str, Any]] = next(iter(manifest["derived"].values()))
+    nodes: list[dict[str, Any]] = next(iter(manifest["derived"].values()))["graph"]
     return nodes
 
 
@@ -679,6 +679,7 @@ def test_way_to_eval_through_the_attributes_of_a_module_is_closed(
 
 
 HUGE = 2**62
+EMPTY: dict[str, Any] = {"graph": [], "keeps": "value"}
 
 
 def set_in(*keys: Any, value: Any) -> Callable[[dict[str, Any], Any], None]:
@@ -700,7 +701,7 @@ def in_node(op: str, *keys: Any, value: Any) -> Callable[[dict[str, Any], Any], 
 
 
 EDITS: dict[str, Callable[[dict[str, Any], Any], Any]] = {
-    "other format": set_in("format", value=2),
+    "other format": set_in("format", value=3),
     "no format": lambda m, t: m.pop("format"),
     "no target": lambda m, t: m.pop("target"),
     "target of other fields": set_in("target", value={"name": "x", "evil": 1}),
@@ -761,10 +762,11 @@ EDITS: dict[str, Callable[[dict[str, Any], Any], Any]] = {
     "no arrays": set_in("arrays", value={}),
     "arrays that are a list": set_in("arrays", value=[]),
     "count that is a text": set_in("arrays", next, "times_programmed", value="x"),
-    "derived name that is a method": lambda m, t: m["derived"].update(forward=[]),
-    "derived name with a dot": lambda m, t: m["derived"].update({"a.b": []}),
+    "derived name that is a method": lambda m, t: m["derived"].update(forward=EMPTY),
+    "derived name with a dot": lambda m, t: m["derived"].update({"a.b": EMPTY}),
+    "derived weight that keeps something else": set_in("derived", next, "keeps", value="x"),
     "derived expression gone": set_in("derived", value={}),
-    "derived expression of no output": set_in("derived", next, value=[]),
+    "derived expression of no output": set_in("derived", next, "graph", value=[]),
     "derived expression of a huge shape": lambda m, t: expression(m).__setitem__(
         slice(-1, None),
         [{"name": "evil", "op": "call_function", "target": "aten.zeros.default",

@@ -242,7 +242,7 @@ def convs_and_norms() -> tuple[nn.Module, Tensor]:
     ), torch.randn(1, 16, 10, 10)  # fmt: skip
 
 
-@pytest.mark.parametrize("make", [mlp, transformer, convs])
+@pytest.mark.parametrize("make", [mlp, transformer, convs, convs_and_norms])
 def test_an_ideal_compiled_model_takes_no_more_memory_than_the_model(
     make: Callable[[], tuple[nn.Module, Tensor]],
 ) -> None:
@@ -250,7 +250,7 @@ def test_an_ideal_compiled_model_takes_no_more_memory_than_the_model(
 
 
 @pytest.mark.parametrize("target", ["generic-8bit", "generic-8bit-noisy"])
-@pytest.mark.parametrize("make", [mlp, transformer, convs])
+@pytest.mark.parametrize("make", [mlp, transformer, convs, convs_and_norms])
 def test_a_programmed_model_takes_twice_the_model(
     make: Callable[[], tuple[nn.Module, Tensor]], target: str
 ) -> None:

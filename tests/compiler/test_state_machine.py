@@ -22,6 +22,7 @@ from torch.utils.dlpack import from_dlpack
 
 import analogc
 from analogc import CompiledModel, TileSpec
+from analogc.runtime.standin import resolve
 
 RANGES = "_analog.ranges"
 PATHS = ["conv.weight", "norm.weight", "norm.bias", "body.weight", "body.bias", "head.weight"]
@@ -96,7 +97,7 @@ class Weights(RuleBasedStateMachine):
 
     def remember(self) -> None:
         for mapping, array, weight in self.compiled._live_weights():
-            self.held[mapping.array] = (weight.clone(), array.times_programmed)
+            self.held[mapping.array] = (resolve(weight).clone(), array.times_programmed)
 
     def replace(self, new: CompiledModel) -> None:
         self.compiled = new
@@ -222,6 +223,7 @@ class Weights(RuleBasedStateMachine):
         for mapping, array, weight in self.compiled._live_weights():
             if mapping.array in self.held:
                 old, times = self.held[mapping.array]
+                weight = resolve(weight)
                 same = old.dtype == weight.dtype and torch.equal(old, weight)
                 expected[mapping.array] = times + (0 if same else 1)
             else:

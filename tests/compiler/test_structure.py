@@ -57,6 +57,25 @@ def test_a_change_of_structure_is_followed(name: str) -> None:
     assert [id(p) for p in compiled.parameters()] == [id(p) for p in model.parameters()]
 
 
+@pytest.mark.parametrize("target", ["ideal", "generic-8bit"])
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_of_structure_is_followed_under_torch_compile(name: str, target: str) -> None:
+    torch.compiler.reset()
+    model, compiled = compiled_net(target)
+    fast = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+    fast(X)
+    CHANGES[name](model.eval())
+    model.eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    after = fast(X)
+    assert torch.equal(after, compiled(X))
+    assert torch.equal(fast(X), after)
+    if target == "ideal":
+        torch.testing.assert_close(after, model(X), rtol=1e-5, atol=1e-6)
+
+
 def test_what_did_not_change_keeps_its_tiles_and_ranges() -> None:
     model, compiled = compiled_net("generic-8bit-noisy")
     ranges = {

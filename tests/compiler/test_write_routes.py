@@ -107,8 +107,9 @@ def test_a_write_by_another_process_is_seen() -> None:
         assert torch.equal(compiled(x), compile_like(model, x, compiled)(x))
 
 
-@pytest.mark.parametrize("name", ["data_add_", "numpy", "AdamW_fused", "data_assignment"])
-def test_writes_are_seen_under_torch_compile(name: str) -> None:
+@pytest.mark.parametrize("name", ROUTES)
+def test_every_write_is_seen_under_torch_compile(name: str) -> None:
+    torch.compiler.reset()
     model, x = build(160, True)
     compiled = analogc.compile(model, (x,), seed=0)
     fast = torch.compile(compiled, fullgraph=True, backend="aot_eager")

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from analogc import targets
 from analogc.passes.base import META
 from analogc.passes.select_analog import Analog
 from analogc.runtime.derived import DerivedWeight
@@ -15,6 +18,12 @@ if TYPE_CHECKING:
     from tests.passes.conftest import Lower, Lowered, Make
 
 BEFORE = "inline-regions,canonicalize,fold-batch-norm,select-analog"
+
+
+@pytest.fixture
+def lower(lower: Lower) -> Lower:
+    """For a target that folds: an ideal one keeps its batch norms."""
+    return partial(lower, target=targets.generic_8bit())
 
 
 def derived(lowered: Lowered) -> dict[str, DerivedWeight]:

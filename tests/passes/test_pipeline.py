@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import fx, nn
 
-from analogc import DEFAULT_PASSES
+from analogc import DEFAULT_PASSES, targets
 from analogc.errors import InputError, VerifyError
 from analogc.passes import pipeline
 from analogc.passes.base import Pass, PassContext, PassResult
@@ -192,7 +192,7 @@ def test_check_verifies_after_every_pass(check: bool, lower: Lower) -> None:
 
 def test_run_reports_honestly_what_changed(lower: Lower) -> None:
     model = nn.Sequential(nn.Conv2d(2, 4, 3, padding="same"), nn.BatchNorm2d(4)).eval()
-    lowered = lower(model, torch.randn(2, 2, 5, 5))
+    lowered = lower(model, torch.randn(2, 2, 5, 5), target=targets.generic_8bit())
     changed: dict[str, bool] = {}
     texts = [lowered.ir]
 

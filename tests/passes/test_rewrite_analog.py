@@ -176,7 +176,7 @@ def test_the_other_graph_of_a_model_uses_the_same_arrays_and_ranges(lower: Lower
 
 
 def test_rewritten_nodes_keep_name_place_mapping_and_provenance(lower: Lower, make: Make) -> None:
-    lowered = lower(Net().eval(), X.float())
+    lowered = lower(Net().eval(), X.float(), target=targets.generic_8bit())
     lowered.run(BEFORE, "rewrite-analog")
 
     (conv,), (linear,) = lowered.nodes("analogc.conv2d"), lowered.nodes("analogc.linear")

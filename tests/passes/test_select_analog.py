@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations
 
-from analogc import LayerInfo
+from analogc import LayerInfo, targets
 from analogc.passes.base import META
 from analogc.passes.select_analog import Analog, base_name, count_macs, is_compute
 from analogc.runtime.mapping import Digital
@@ -141,7 +141,7 @@ def test_different_parts_of_one_parameter_have_arrays_of_their_own(
 
 def test_arrays_keep_their_names_in_the_other_graph_of_a_model(lower: Lower) -> None:
     model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6))
-    first = lower(model.eval(), X)
+    first = lower(model.eval(), X, target=targets.generic_8bit())
     first.run(BEFORE, "select-analog")
     first.ctx.root.train()
     second = lower(model, X, like=first)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from analogc.runtime.derived import DerivedWeight
+from analogc.runtime.standin import resolve
 
 
 def folded(weight: Tensor, gamma: Tensor, var: Tensor) -> Tensor:
@@ -243,7 +244,7 @@ def test_a_copy_takes_no_remembered_value_along() -> None:
 
     other = copy.deepcopy(derived)
 
-    assert other._value is None
+    assert other._held is None
     torch.testing.assert_close(other(*held), folded(*held))
     add_in_place(held[0])
     torch.testing.assert_close(derived(*held), other(*held))
@@ -253,3 +254,80 @@ def test_meta_tensors_go_through() -> None:
     value = derive(folded)(*(t.to("meta") for t in sources()))
 
     assert value.is_meta and value.shape == (3, 4)
+
+
+# -- stand-ins ------------------------------------------------------------------------------------
+
+
+def without_memory() -> tuple[DerivedWeight, tuple[Tensor, ...]]:
+    return DerivedWeight(fx.symbolic_trace(folded), "stand-in"), sources()
+
+
+def test_a_stand_in_has_the_form_of_the_value_and_the_memory_of_one_element() -> None:
+    derived, held = without_memory()
+    operand = derived(*held)
+
+    assert (operand.shape, operand.dtype) == ((3, 4), torch.float64)
+    assert operand.untyped_storage().nbytes() == 8
+    assert operand.isnan().all()  # to use it as a tensor must show
+
+
+def test_a_stand_in_resolves_to_the_value_whatever_its_sources_become() -> None:
+    derived, held = without_memory()
+    for change in (add_in_place, write_a_view, swap_data):
+        assert torch.equal(resolve(derived(*held)), folded(*held))
+        change(held[0])
+    assert torch.equal(resolve(derived(*held)), folded(*held))
+
+
+def test_an_unchanged_expression_has_one_stand_in_and_a_changed_one_another() -> None:
+    derived, held = without_memory()
+    first = derived(*held)
+    assert derived(*held).data_ptr() == first.data_ptr()
+    add_in_place(held[1])
+    assert derived(*held).data_ptr() != first.data_ptr()
+    assert derived.evaluations == 1  # the second has not been asked for
+
+
+def test_a_stand_in_follows_a_change_of_dtype() -> None:
+    derived, held = without_memory()
+    derived(*held)
+    single = tuple(source.detach().float() for source in held)
+
+    assert derived(*single).dtype == torch.float32
+    torch.testing.assert_close(resolve(derived(*single)), folded(*single))
+
+
+def test_gradients_go_through_a_stand_in() -> None:
+    derived, held = without_memory()
+    grad = torch.randn(3, 4, dtype=torch.float64)
+
+    found = torch.autograd.grad(derived(*held), held[:2], grad)
+
+    for ours, theirs in zip(found, torch.autograd.grad(folded(*held), held[:2], grad), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1, 1), (1, 1), (1, 4)])
+def test_stand_ins_of_lengths_of_one(shape: tuple[int, ...]) -> None:
+    weight = torch.randn(shape)
+    derived = DerivedWeight(fx.symbolic_trace(lambda w: w * 2), "stand-in")
+
+    assert torch.equal(resolve(derived(weight)), weight * 2)
+
+
+def test_a_view_of_a_source_needs_no_stand_in() -> None:
+    weight = torch.randn(4, 6)
+    derived = DerivedWeight(fx.symbolic_trace(lambda w: w[:2].mT), "stand-in")
+
+    assert derived(weight).data_ptr() == weight.data_ptr()
+
+
+def test_what_keeps_nothing_is_evaluated_each_time() -> None:
+    weight = nn.Parameter(torch.randn(4, 6))
+    derived = DerivedWeight(fx.symbolic_trace(lambda w: w * 2), "nothing")
+
+    assert torch.equal(derived(weight), weight * 2)
+    weight.data.add_(1)
+    assert torch.equal(derived(weight), weight * 2)
+    assert derived._held is None
