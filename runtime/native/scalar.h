@@ -68,9 +68,9 @@ ANALOGC_FN void philox4x32_10(unsigned &c0, unsigned &c1, unsigned &c2, unsigned
 // Two independent standard normal numbers from two random words (Box-Muller on their top 24 bits):
 //   sqrt(-2 ln u) cos(2 pi v), sqrt(-2 ln u) sin(2 pi v),  u in (0, 1], so at most 5.77 sigma.
 ANALOGC_FN void normal_pair(unsigned radius_word, unsigned angle_word, float &z0, float &z1) {
-    // ln u: u = 2^e (1 + f) with f in [sqrt(1/2) - 1, sqrt(2) - 1).
-    const float u = ANALOGC_MUL((float)((int)(radius_word >> 8) + 1), 5.9604644775390625e-8f);
-    const int shifted = ANALOGC_BITS(u) - 0x3F3504F3;
+    // ln u, where u = n / 2^24 = 2^e (1 + f) with f in [sqrt(1/2) - 1, sqrt(2) - 1).
+    const float n = (float)((int)(radius_word >> 8) + 1);
+    const int shifted = ANALOGC_BITS(n) - 0x4B3504F3;
     const float e = (float)(shifted >> 23);
     const float f = ANALOGC_ADD(ANALOGC_FLOAT((shifted & 0x007FFFFF) + 0x3F3504F3), -1.0f);
     const float ff = ANALOGC_MUL(f, f);
