@@ -72,13 +72,9 @@ ANALOGC_FN void philox_16(std::uint64_t group, std::uint32_t row_block, std::uin
             c[2][h] = zero + row_block;
             c[3][h] = zero + call;
         }
-#if !defined(__clang__)
-#pragma GCC unroll 10
-#endif
+        ANALOGC_UNROLL
         for (int i = 0; i < 10; ++i) {
-#if !defined(__clang__)
-#pragma GCC unroll 2
-#endif
+            ANALOGC_UNROLL
             for (int h = 0; h < 2; ++h) {
                 const Lanes product0 = multiply_low(c[0][h], factor0);
                 const Lanes product2 = multiply_low(c[2][h], factor2);
