@@ -1,0 +1,82 @@
+// C ABI of the CPU kernels. Everything that crosses it is a plain value or a pointer; layer.py
+// mirrors the structs with ctypes, and ANALOGC_ABI_VERSION changes with them.
+//
+// Integers of 64 bits throughout: no product of sizes below is ever formed in 32 bits.
+#pragma once
+#include <stdint.h>
+
+#define ANALOGC_ABI_VERSION 1
+
+#pragma GCC visibility push(default)
+#if defined(__cplusplus)
+extern "C" {
+#endif
+
+enum analogc_format { ANALOGC_FLOAT32 = 0, ANALOGC_INT16 = 1 };
+enum analogc_status { ANALOGC_OK = 0, ANALOGC_NO_MEMORY = 1, ANALOGC_BAD_ARGUMENT = 2 };
+
+// A programmed weight [columns, rows_of_the_layer], as it is stored.
+typedef struct {
+    int64_t columns;      // N, all groups together
+    int64_t channels;     // input channels of one group (linear: K)
+    int64_t taps;         // kernel volume (linear: 1)
+    int64_t tap_row;      // last kernel size: taps that may be neighbours in memory (linear: 1)
+    int64_t groups;
+    int64_t blocks;       // R
+    const int64_t *rows;  // [R + 1] row block boundaries over K = channels * taps
+    int32_t format;       // analogc_format
+    int32_t unused;
+    void *data;           // packed weights, analogc_packed_size() bytes
+    float *step;          // [N] weight of code 1 (int16 only)
+} analogc_weight;
+
+// One call of a layer. Spatial sizes are (depth, height, width), 1 where a layer has fewer dims.
+typedef struct {
+    analogc_weight weight;
+    int64_t batch;  // images, or input vectors of a linear layer
+    int64_t size[3], stride[3], padding[3], dilation[3], kernel[3], out[3];
+    int32_t channels_last_in, channels_last_out;
+    int32_t dac_levels;      // 0: no DAC
+    int32_t adc_levels;      // 0: no ADC
+    int32_t dynamic;         // input range = abs-max of each input vector
+    int32_t adc_per_column;  // adc_range is [R, N], not [R]
+    int32_t threads;
+    float output_noise;
+    const float *x;            // [B, C, *size] or [B, *size, C]
+    const float *alpha;        // [N]
+    const float *bias;         // [N] or null
+    const float *input_range;  // [R], static only
+    const float *adc_range;    // [R] or [R, N]
+    float *y;                  // [B, N, *out] or [B, *out, N]
+    uint8_t *mask;             // [R, *y.shape] or null: 1 where the ADC did not clip
+    uint64_t key;
+    uint64_t call;
+} analogc_layer;
+
+int32_t analogc_abi_version(void);
+
+// Instruction sets, best last: 0 baseline, 1 AVX2, 2 AVX-512, 3 AVX-512 VNNI.
+int32_t analogc_isa_supported(void);    // best one of this machine
+int32_t analogc_isa_use(int32_t isa);   // use this one; returns the one in use (-1: only ask)
+
+int64_t analogc_packed_size(const analogc_weight *weight);
+// written: [N, K] float32. Fills data and step.
+int32_t analogc_pack(const analogc_weight *weight, const float *written);
+// written[n, k] = stored weight, times alpha[n] if alpha is not null.
+int32_t analogc_unpack(const analogc_weight *weight, const float *alpha, float *written);
+
+int32_t analogc_forward(const analogc_layer *layer);
+
+// Standard normal numbers of row block `block` as a matrix [rows, columns].
+void analogc_normals(float *out, int64_t rows, int64_t columns, uint64_t key, uint32_t block,
+                     uint32_t call);
+
+// 64-bit content hash; the same on every machine of the same byte order.
+uint64_t analogc_hash(const void *data, uint64_t bytes);
+void analogc_hash_many(const void *const *data, const uint64_t *bytes, uint64_t *out, int64_t n,
+                       int32_t threads);
+
+#if defined(__cplusplus)
+}
+#endif
+#pragma GCC visibility pop

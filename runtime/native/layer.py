@@ -1,0 +1,322 @@
+"""Layers on the native library: packed weights and the forward pass.
+
+``kernels.forward`` defines what is computed; here it is one call into C++, on float32 CPU tensors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..spec import LayerSpec
+from .loader import Layer, Library, Weight, library
+
+Format = Literal["int16", "float32"]
+
+# Widest block for which int16 keeps at least 13 bits and a sign of a column's largest weight:
+# sums of 127 * 8191 * rows must fit 32 bits.
+_MOST_INT16_ROWS = (2**31 - 1) // (127 * 8191)
+
+
+def _library() -> Library:
+    found = library()
+    if found is None:
+        raise RuntimeError("the native library is not there: ask loader.library() first")
+    return found
+
+
+class Packed:
+    """Programmed weights in the form that the kernels read; the only copy of them.
+
+    ``int16`` holds a weight as a 15-bit code times a step per column: for DACs of at most 8 bits,
+    whose products with it add up exactly in 32 bits. ``float32`` holds it as it is.
+    """
+
+    def __init__(
+        self,
+        data: Tensor,
+        step: Tensor,
+        shape: tuple[int, int],
+        rows: tuple[int, ...],
+        taps: tuple[int, ...],
+        groups: int,
+    ) -> None:
+        self.data = data
+        self.step = step
+        """``[N]``, weight of code 1; empty for float32."""
+        self.shape = shape
+        """``(N, K)``."""
+        self.rows = rows
+        """Row block boundaries over K."""
+        self.taps = taps
+        """Kernel size; empty for a linear layer."""
+        self.groups = groups
+        self._prepared: _Prepared | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Packed, (self.data, self.step, self.shape, self.rows, self.taps, self.groups)
+
+    @staticmethod
+    def pack(
+        written: Tensor,
+        rows: tuple[int, ...],
+        taps: tuple[int, ...] = (),
+        groups: int = 1,
+        dac_bits: int | None = None,
+        format: Format | None = None,
+    ) -> Packed:
+        """Pack an effective normalised weight.
+
+        Args:
+            written: ``[N, K]``, float32 on the CPU, all groups one after the other.
+            rows: row block boundaries ``(0, ..., K)``.
+            taps: kernel size; empty for a linear layer.
+            groups: of a convolution.
+            dac_bits: resolution of the DAC; None without one.
+            format: None takes int16 where it is faithful: at most 8 DAC bits, at most
+                2064 rows in a block, and finite weights.
+
+        Raises:
+            ValueError: arguments that do not fit, or int16 for a DAC that it cannot serve.
+        """
+        if written.dtype != torch.float32 or written.dim() != 2 or written.device.type != "cpu":
+            raise ValueError(f"weight must be [N, K] float32 on the CPU, got {written.dtype}")
+        written = written.detach().contiguous()
+        exact = dac_bits is not None and dac_bits <= 8
+        if format is None:
+            widest = max(b - a for a, b in zip(rows, rows[1:], strict=False))
+            fits = exact and widest <= _MOST_INT16_ROWS and bool(written.isfinite().all())
+            format = "int16" if fits else "float32"
+        elif format == "int16" and not exact:
+            raise ValueError(f"int16 weights need a DAC of at most 8 bits, got {dac_bits}")
+        dtype = torch.int16 if format == "int16" else torch.float32
+        n, k = written.shape
+        step = torch.empty(n if format == "int16" else 0)
+        packed = Packed(torch.empty(0, dtype=dtype), step, (n, k), rows, taps, groups)
+        size = _library().packed_size(packed._struct())
+        if size < 0 or rows[-1] != k:
+            raise ValueError(f"rows {rows}, taps {taps}, groups {groups} do not fit {n} x {k}")
+        packed.data = torch.empty(size // dtype.itemsize, dtype=dtype)
+        if status := _library().pack(packed._struct(), written.data_ptr()):
+            raise ValueError(f"weight of {n} x {k} cannot be packed as {format} ({status})")
+        return packed
+
+    @property
+    def format(self) -> Format:
+        """How weights are held."""
+        return "int16" if self.data.dtype == torch.int16 else "float32"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.data.nbytes + self.step.nbytes
+
+    def unpack(self) -> Tensor:
+        """Effective normalised weight ``[N, K]``: packing it again gives these very bytes."""
+        return self._unpack(None)
+
+    def unpack_scaled(self, alpha: Tensor) -> Tensor:
+        """Weight in its own units, ``alpha[n] * unpack()[n]``, in one pass."""
+        return self._unpack(_ready(alpha))
+
+    def _unpack(self, alpha: Tensor | None) -> Tensor:
+        written = torch.empty(self.shape)
+        pointer = None if alpha is None else alpha.data_ptr()
+        status = _library().unpack(self._struct(), pointer, written.data_ptr())
+        assert status == 0, "what was packed can be unpacked"
+        return written
+
+    def _struct(self) -> Weight:
+        taps = math.prod(self.taps)
+        rows = (ctypes.c_int64 * len(self.rows))(*self.rows)
+        struct = Weight(
+            columns=self.shape[0],
+            channels=self.shape[1] // taps,
+            taps=taps,
+            tap_row=self.taps[-1] if self.taps else 1,
+            groups=self.groups,
+            blocks=len(self.rows) - 1,
+            rows=ctypes.addressof(rows),
+            format=int(self.data.dtype == torch.int16),
+            data=self.data.data_ptr(),
+            step=self.step.data_ptr(),
+        )
+        struct.keep = rows  # type: ignore[attr-defined]
+        return struct
+
+
+class _Prepared:
+    """What stays the same from call to call: the filled struct and the shapes of results."""
+
+    def __init__(
+        self,
+        packed: Packed,
+        spec: LayerSpec,
+        x: Tensor,
+        last: bool,
+        geometry: tuple[Sequence[int], Sequence[int], Sequence[int]],
+        adc_per_column: bool,
+    ) -> None:
+        self.spec, self.shape, self.last = spec, x.shape, last
+        self.geometry, self.data, self.adc_per_column = geometry, packed.data, adc_per_column
+        struct = Layer()
+        self.weight = struct.weight = packed._struct()
+        n, dims = packed.shape[0], len(packed.taps)
+        if dims:
+            self.out = (x.shape[0], n, *self._convolve(struct, packed, x.shape, geometry))
+        else:
+            struct.batch = x.shape[:-1].numel()
+            struct.size[:] = struct.stride[:] = struct.dilation[:] = struct.kernel[:] = (1, 1, 1)
+            struct.out[:] = (1, 1, 1)
+            self.out = (*x.shape[:-1], n)
+        struct.channels_last_in = struct.channels_last_out = int(last or not dims)
+        struct.dac_levels = spec.dac.levels if spec.dac else 0
+        struct.adc_levels = spec.adc.levels if spec.adc else 0
+        struct.dynamic = spec.dynamic
+        struct.adc_per_column = adc_per_column
+        struct.output_noise = spec.output_noise
+        self.template = bytes(struct)
+
+    @staticmethod
+    def _convolve(
+        struct: Layer,
+        packed: Packed,
+        shape: torch.Size,
+        geometry: tuple[Sequence[int], Sequence[int], Sequence[int]],
+    ) -> list[int]:
+        dims = len(packed.taps)
+        stride, padding, dilation = geometry
+        ones, zeros = [1] * (3 - dims), [0] * (3 - dims)
+        out = [
+            (size + 2 * p - d * (k - 1) - 1) // s + 1
+            for size, k, s, p, d in zip(
+                shape[2:], packed.taps, stride, padding, dilation, strict=True
+            )
+        ]
+        if min(out) < 0 or shape[1] * math.prod(packed.taps) != packed.shape[1] * packed.groups:
+            raise ValueError(f"input {list(shape)} does not fit a kernel of {packed.taps}")
+        struct.batch = shape[0]
+        struct.size[:] = [*ones, *shape[2:]]
+        struct.stride[:] = [*ones, *stride]
+        struct.padding[:] = [*zeros, *padding]
+        struct.dilation[:] = [*ones, *dilation]
+        struct.kernel[:] = [*ones, *packed.taps]
+        struct.out[:] = [*ones, *out]
+        return out
+
+    def fits(
+        self,
+        packed: Packed,
+        spec: LayerSpec,
+        x: Tensor,
+        last: bool,
+        geometry: tuple[Sequence[int], Sequence[int], Sequence[int]],
+        adc_per_column: bool,
+    ) -> bool:
+        return (
+            self.spec is spec
+            and self.shape == x.shape
+            and self.data is packed.data
+            and self.last == last
+            and self.adc_per_column == adc_per_column
+            and self.geometry == geometry
+        )
+
+
+def _ready(values: Tensor) -> Tensor:
+    """The tensor itself if it is contiguous float32, else a copy that is."""
+    if values.dtype is torch.float32 and values.is_contiguous():
+        return values
+    return values.to(torch.float32).contiguous()
+
+
+def forward(
+    x: Tensor,
+    packed: Packed,
+    alpha: Tensor,
+    bias: Tensor | None,
+    input_range: Tensor | None,
+    adc_range: Tensor | None,
+    spec: LayerSpec,
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (),
+    dilation: Sequence[int] = (),
+    groups: int = 1,
+    key: int = 0,
+    call: int = 0,
+    want_mask: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Output of a layer, and where its ADCs did not clip if wanted.
+
+    Args:
+        x: ``[..., K]`` or ``[B, C, *size]``, float32 on the CPU.
+        packed: the programmed weight.
+        alpha: weight scale of each column, ``[N]``.
+        bias: ``[N]`` or None.
+        input_range: ``[R]``; None if dynamic or without a DAC.
+        adc_range: ``[R]`` or ``[R, N]``; None without an ADC.
+        spec: settings; the same object on every call is fastest.
+        stride: and ``padding``, ``dilation``, ``groups``: of a convolution.
+        key: 64-bit key of the output noise.
+        call: number of the call, for noise that is new each time.
+        want_mask: for the backward pass.
+
+    Returns:
+        ``y`` (channels last if ``x`` is) and the mask, bool ``[R, *y.shape]`` laid out as ``y`` for
+        each block; None without an ADC.
+    """
+    assert groups == packed.groups, "groups of the packed weight"
+    last = False
+    if packed.taps and not x.is_contiguous():
+        last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    if not last:
+        x = x.contiguous()
+    geometry = (stride, padding, dilation)
+    per_column = adc_range is not None and adc_range.dim() == 2
+    prepared = packed._prepared
+    if prepared is None or not prepared.fits(packed, spec, x, last, geometry, per_column):
+        prepared = packed._prepared = _Prepared(packed, spec, x, last, geometry, per_column)
+    # A private copy: other threads may be in this layer.
+    args = Layer.from_buffer_copy(prepared.template)
+    if last:
+        y = torch.empty(prepared.out, memory_format=torch.channels_last)
+    else:
+        y = torch.empty(prepared.out)
+    mask = None
+    if want_mask and spec.adc is not None:
+        mask = _empty_mask(y, len(packed.rows) - 1, last)
+        args.mask = mask.data_ptr()
+    alpha = _ready(alpha)
+    args.x, args.y, args.alpha = x.data_ptr(), y.data_ptr(), alpha.data_ptr()
+    if bias is not None:
+        bias = _ready(bias)
+        args.bias = bias.data_ptr()
+    if input_range is not None:
+        input_range = _ready(input_range)
+        args.input_range = input_range.data_ptr()
+    if adc_range is not None:
+        adc_range = _ready(adc_range)
+        args.adc_range = adc_range.data_ptr()
+    args.key, args.call, args.threads = key, call, torch.get_num_threads()
+    if status := _library().forward(args):
+        raise MemoryError(f"native kernel: status {status}")
+    return y, mask
+
+
+def _empty_mask(y: Tensor, blocks: int, last: bool) -> Tensor:
+    if not last:
+        return torch.empty((blocks, *y.shape), dtype=torch.bool)
+    b, n, h, w = y.shape
+    return torch.empty((blocks, b, h, w, n), dtype=torch.bool).permute(0, 1, 4, 2, 3)
+
+
+def normals(rows: int, columns: int, key: int, block: int = 0, call: int = 0) -> Tensor:
+    """Standard normal noise of row block ``block``, ``[rows, columns]``."""
+    out = torch.empty(rows, columns)
+    _library().normals(out.data_ptr(), rows, columns, key, block, call & 0xFFFFFFFF)
+    return out

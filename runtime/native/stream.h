@@ -1,0 +1,206 @@
+// Kernels that stream memory, compiled once for each instruction set: DAC, layout, hash.
+#pragma once
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#include <xmmintrin.h>
+#endif
+
+#include "isa.h"
+#include "scalar.h"
+
+namespace analogc {
+namespace {
+
+inline int16_t to_code(float code) {
+    return code == code ? static_cast<int16_t>(code) : kNaNCode;
+}
+inline void put(float &to, float code) { to = code; }
+inline void put(int16_t &to, float code) { to = to_code(code); }
+
+template <class Code>
+bool dac(const float *x, int64_t n, float steps, float levels, Code *codes) {
+    uint32_t bad = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        const float code = dac_code(x[i], steps, levels);
+        bad |= code != code;
+        put(codes[i], code);
+    }
+    return bad != 0;
+}
+
+// As integers, magnitudes of floats have the order of their values and NaN comes last.
+float absmax(const float *x, int64_t n) {
+    int32_t most = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        const int32_t bits = bits_of(x[i]) & 0x7FFFFFFF;
+        most = bits > most ? bits : most;
+    }
+    return float_of(most);
+}
+
+// Codes of 8 channels of 8 pixels, turned to channels last.
+inline void turn_tile(const float *tile, int16_t *codes, const int64_t *pixel, int64_t stride) {
+    int16_t code[64];
+    for (int l = 0; l < 64; ++l) put(code[l], tile[l]);
+#if defined(__x86_64__)
+    __m128i a[8], b[8];
+    for (int i = 0; i < 8; ++i) {
+        a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i *>(code + 8 * i));
+    }
+    for (int i = 0; i < 4; ++i) {
+        b[2 * i] = _mm_unpacklo_epi16(a[i], a[i + 4]);
+        b[2 * i + 1] = _mm_unpackhi_epi16(a[i], a[i + 4]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        a[2 * i] = _mm_unpacklo_epi16(b[i], b[i + 4]);
+        a[2 * i + 1] = _mm_unpackhi_epi16(b[i], b[i + 4]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        b[2 * i] = _mm_unpacklo_epi16(a[i], a[i + 4]);
+        b[2 * i + 1] = _mm_unpackhi_epi16(a[i], a[i + 4]);
+    }
+    for (int i = 0; i < 8; ++i) {
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(codes + pixel[i] * stride), b[i]);
+    }
+#else
+    for (int i = 0; i < 8; ++i) {
+        for (int c = 0; c < 8; ++c) codes[pixel[i] * stride + c] = code[8 * c + i];
+    }
+#endif
+}
+
+// out[j * out_stride + i] = in[i * in_stride + j], 4 x 4.
+inline void turn4(const float *in, int64_t in_stride, float *out0, float *out1, float *out2,
+                  float *out3) {
+#if defined(__x86_64__)
+    __m128 a = _mm_loadu_ps(in), b = _mm_loadu_ps(in + in_stride);
+    __m128 c = _mm_loadu_ps(in + 2 * in_stride), d = _mm_loadu_ps(in + 3 * in_stride);
+    _MM_TRANSPOSE4_PS(a, b, c, d);
+    _mm_storeu_ps(out0, a);
+    _mm_storeu_ps(out1, b);
+    _mm_storeu_ps(out2, c);
+    _mm_storeu_ps(out3, d);
+#else
+    float *out[4] = {out0, out1, out2, out3};
+    for (int j = 0; j < 4; ++j) {
+        for (int i = 0; i < 4; ++i) out[j][i] = in[i * in_stride + j];
+    }
+#endif
+}
+
+inline void turn_tile(const float *tile, float *codes, const int64_t *pixel, int64_t stride) {
+    for (int i = 0; i < 8; i += 4) {
+        for (int c = 0; c < 8; c += 4) {
+            turn4(tile + 8 * c + i, 8, codes + pixel[i] * stride + c,
+                  codes + pixel[i + 1] * stride + c, codes + pixel[i + 2] * stride + c,
+                  codes + pixel[i + 3] * stride + c);
+        }
+    }
+}
+
+template <class Code>
+bool planes_edge(const Planes &a, int64_t p0, int64_t p1, int64_t c0, int64_t c1, Code *codes) {
+    bool bad = false;
+    for (int64_t p = p0; p < p1; ++p) {
+        for (int64_t c = c0; c < c1; ++c) {
+            const float x = a.x[a.channel[c] * a.plane + p * a.step];
+            const float code = a.levels > 0 ? dac_code(x, a.steps, a.levels) : x;
+            bad |= code != code;
+            put(codes[a.pixel[p] * a.channel_count + c], code);
+        }
+    }
+    return bad;
+}
+
+template <class Code>
+bool planes(const Planes &a, Code *codes) {
+    if (a.step != 1) return planes_edge(a, 0, a.pixel_count, 0, a.channel_count, codes);
+    constexpr int64_t kRun = 64;  // pixels: what they become stays in L1 over all channels
+    bool edge_bad = false;
+    uint32_t bad[64] = {};
+    for (int64_t run = 0; run < a.pixel_count; run += kRun) {
+        const int64_t stop = run + kRun < a.pixel_count ? run + kRun : a.pixel_count;
+        const int64_t whole = stop - (stop - run) % 8;
+        int64_t c = 0;
+        for (; c + 8 <= a.channel_count; c += 8) {
+            for (int64_t p = run; p < whole; p += 8) {
+                float tile[64];
+                for (int j = 0; j < 8; ++j) {
+                    __builtin_memcpy(tile + 8 * j, a.x + a.channel[c + j] * a.plane + p, 32);
+                }
+                if (a.levels > 0) {
+                    for (int l = 0; l < 64; ++l) tile[l] = dac_code(tile[l], a.steps, a.levels);
+                }
+                for (int l = 0; l < 64; ++l) bad[l] |= tile[l] != tile[l];
+                turn_tile(tile, codes + c, a.pixel + p, a.channel_count);
+            }
+        }
+        edge_bad |= planes_edge(a, whole, stop, 0, c, codes);
+        edge_bad |= planes_edge(a, run, stop, c, a.channel_count, codes);
+    }
+    uint32_t any = edge_bad;
+    for (int l = 0; l < 64; ++l) any |= bad[l];
+    return any != 0;
+}
+
+void store_planes(const float *y, int64_t rows, int64_t columns, int64_t y_stride, float *out,
+                  int64_t out_stride) {
+    int64_t n = 0;
+    for (; n + 4 <= columns; n += 4) {
+        int64_t p = 0;
+        float *to = out + n * out_stride;
+        for (; p + 4 <= rows; p += 4) {
+            turn4(y + p * y_stride + n, y_stride, to + p, to + out_stride + p,
+                  to + 2 * out_stride + p, to + 3 * out_stride + p);
+        }
+        for (; p < rows; ++p) {
+            for (int j = 0; j < 4; ++j) to[j * out_stride + p] = y[p * y_stride + n + j];
+        }
+    }
+    for (; n < columns; ++n) {
+        for (int64_t p = 0; p < rows; ++p) out[n * out_stride + p] = y[p * y_stride + n];
+    }
+}
+
+// Hash: 32 lanes of 64 bits. Each takes every 32nd word w as
+//   a = (a ^ w) * prime;  a ^= a >> 29
+// which is a bijection of a for given w and of w for given a: one changed word always changes its
+// lane. The shift brings high bits down, so that two changes do not cancel as in a plain product.
+constexpr int kHashLanes = 32;
+constexpr uint64_t kHashPrime = 0x9E3779B1;
+
+inline uint64_t hash_mix(uint64_t a) {
+    a = (a ^ (a >> 32)) * 0xD6E8FEB86659FD93u;
+    a = (a ^ (a >> 32)) * 0xD6E8FEB86659FD93u;
+    return a ^ (a >> 32);
+}
+
+inline void hash_stripe(uint64_t *lane, const unsigned char *data) {
+    uint64_t word[kHashLanes];
+    __builtin_memcpy(word, data, sizeof word);
+    for (int l = 0; l < kHashLanes; ++l) {
+        const uint64_t a = lane[l] ^ word[l];
+        const uint64_t b = (a & 0xFFFFFFFFu) * kHashPrime + (((a >> 32) * kHashPrime) << 32);
+        lane[l] = b ^ (b >> 29);
+    }
+}
+
+uint64_t hash(const void *data, uint64_t bytes) {
+    constexpr uint64_t kStripe = 8 * kHashLanes;
+    const unsigned char *at = static_cast<const unsigned char *>(data);
+    uint64_t lane[kHashLanes];
+    for (int l = 0; l < kHashLanes; ++l) lane[l] = hash_mix(bytes + static_cast<uint64_t>(l) + 1);
+    uint64_t left = bytes;
+    for (; left >= kStripe; left -= kStripe, at += kStripe) hash_stripe(lane, at);
+    if (left) {
+        unsigned char last[kStripe] = {};
+        __builtin_memcpy(last, at, left);
+        hash_stripe(lane, last);
+    }
+    uint64_t sum = bytes;
+    for (int l = 0; l < kHashLanes; ++l) sum = hash_mix(sum ^ lane[l]) + 0x9E3779B97F4A7C15u;
+    return sum;
+}
+
+}  // namespace
+}  // namespace analogc
