@@ -32,9 +32,10 @@ from ..runtime.errors import AnalogcError, FormatError, InputError, UnsupportedE
 from ..runtime.guard import checked_access
 from ..runtime.mapping import TileMapping
 from ..runtime.noise import NoiseSource
+from ..runtime.reference import flat_weight
 from ..runtime.spec import parse
 from ..runtime.target import Target
-from ..runtime.tiles import Programmed, TileArray
+from ..runtime.tiles import Programmed, TileArray, store
 from .build import Program
 from .copying import new_uid
 from .graph_json import GraphReader, checked_name, checked_path, graph_to_json, read_atom
@@ -106,12 +107,14 @@ def _describe(model: CompiledModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "times_programmed": array.times_programmed,
             "calls": array.calls,
             "auto_sync": array.auto_sync,
+            "groups": array.groups,
         }
+    shapes = {mapping.array: mapping.weight_shape for mapping in model.tiles}
     for name, held in model._contents().items():
-        arrays[name]["blocks"] = len(held.blocks)
+        shape = arrays[name]["shape"] = shapes[name]
+        written = flat_weight(held, torch.Size(shape), ctx.arrays[name].spec)
+        tensors[f"{HOME}.tiles.{name}.written"] = written.cpu().contiguous()
         tensors[f"{HOME}.tiles.{name}.scale"] = held.scale.cpu()
-        for i, block in enumerate(held.blocks):
-            tensors[f"{HOME}.tiles.{name}.{i}"] = block.cpu()
     derived = {
         name: {"graph": graph_to_json(module.expression.graph), "keeps": module.keeps}
         for name, module in root.get_submodule(f"{HOME}.derived").named_children()
@@ -252,13 +255,11 @@ def _rebuild(
     contents: dict[str, Programmed] = {}
     for name, data in manifest["arrays"].items():
         spec = parse(data["spec"])
-        array = ctx.arrays[name] = TileArray(
-            name, f"{uid}/{name}", spec, ctx.noise, bool(data["auto_sync"])
-        )
-        if "blocks" in data:
-            prefix = f"{HOME}.tiles.{name}"
-            blocks = tuple(tensors[f"{prefix}.{i}"].to(device) for i in range(len(spec.blocks)))
-            contents[name] = Programmed(blocks, tensors[f"{prefix}.scale"].to(device))
+        groups, sync = int(data["groups"]), bool(data["auto_sync"])
+        array = TileArray(name, f"{uid}/{name}", spec, ctx.noise, sync, groups)
+        ctx.arrays[name] = array
+        if "shape" in data:
+            contents[name] = _content(array, data["shape"], tensors, device)
         array.times_programmed, array.calls = int(data["times_programmed"]), int(data["calls"])
     ctx.auto_sync = all(array.auto_sync for array in ctx.arrays.values())
     for name, data in manifest["derived"].items():
@@ -277,6 +278,8 @@ def _rebuild(
                 mapping = node.meta.get(META)
                 if not isinstance(mapping, TileMapping) or mapping.array not in ctx.arrays:
                     raise FormatError(f"node %{node.name} has no tile array")
+                if parse(node.args[-2]) != ctx.arrays[mapping.array].spec:
+                    raise FormatError(f"node %{node.name} has other settings than its tile array")
                 _check_ranges(node, mapping)
                 node.args = (*node.args[:-1], ctx.arrays[mapping.array].key)
         verify(graph, ctx)
@@ -288,7 +291,6 @@ def _rebuild(
         programs[mode] = Program(graph, signature)
     if tuple(module.training for module in modules_of(root)) not in programs:
         raise FormatError("there is no graph for the mode that the model was saved in")
-    _check_contents(contents, ctx)
     return CompiledModel(root, ctx, programs, (), None, None, False, contents, weight_access)
 
 
@@ -311,13 +313,22 @@ def _check_signature(graph: fx.Graph, signature: Signature) -> None:
         raise FormatError("inputs or outputs of a graph do not fit its signature")
 
 
-def _check_contents(contents: dict[str, Programmed], ctx: PassContext) -> None:
-    for name, content in contents.items():
-        rows = [b - a for a, b in ctx.arrays[name].spec.blocks]
-        for block, size in zip(content.blocks, rows, strict=True):
-            fits = block.shape[1] == size if block.dim() == 2 else block[0].numel() >= size
-            if block.dim() < 2 or block.shape[0] != content.scale.numel() or not fits:
-                raise FormatError(f"tiles of {name!r} do not fit their row blocks")
+def _content(
+    array: TileArray, shape: Any, tensors: dict[str, Tensor], device: torch.device
+) -> Programmed:
+    prefix = f"{HOME}.tiles.{array.name}"
+    written, scale = (tensors[f"{prefix}.{part}"].to(device) for part in ("written", "scale"))
+    size = torch.Size(shape)
+    if (
+        written.shape != (size[0], size[1:].numel())
+        or written.shape[1] != array.spec.rows[-1]
+        or scale.shape != size[:1]
+        or not 0 < array.groups <= max(size[0], 1)
+        or size[0] % array.groups
+        or {written.dtype, scale.dtype} - {torch.float32, torch.float64}
+    ):
+        raise FormatError(f"tiles of {array.name!r} do not fit their layer")
+    return store(written, size, scale, array.spec, array.groups)
 
 
 def _tree(manifest: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> Holder:

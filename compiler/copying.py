@@ -30,7 +30,7 @@ def copy_context(ctx: PassContext, root: Holder) -> PassContext:
         setattr(new, name, dict(getattr(ctx, name)))
     new.arrays = {
         name: TileArray(
-            name, f"{new.uid}/{name}", array.spec, new.noise, array.auto_sync,
+            name, f"{new.uid}/{name}", array.spec, new.noise, array.auto_sync, array.groups,
             times_programmed=array.times_programmed, calls=array.calls,
         )
         for name, array in ctx.arrays.items()

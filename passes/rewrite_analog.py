@@ -62,9 +62,10 @@ def _rewrite(node: fx.Node, mapping: TileMapping, use: int, ctx: PassContext) ->
     assert isinstance(weight, fx.Node), "a layer has a tensor weight"
     array = ctx.arrays.get(mapping.array)
     if array is None:
-        array = ctx.arrays[mapping.array] = TileArray(
-            mapping.array, f"{ctx.uid}/{mapping.array}", spec, ctx.noise, ctx.auto_sync
-        )
+        groups = 1 if mapping.op == "linear" else int(str(node.args[6]))
+        key = f"{ctx.uid}/{mapping.array}"
+        array = TileArray(mapping.array, key, spec, ctx.noise, ctx.auto_sync, groups)
+        ctx.arrays[mapping.array] = array
     graph = node.graph
     mode = fake_mode(graph)
     table = ctx.root.get_submodule(f"{HOME}.ranges")

@@ -246,7 +246,7 @@ class _Layer:
         return sums, unit
 
     def conv(self, mvm: ConvMVM, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``[B, C, *size]`` to ``[B, N, *out]`` and the mask of its partial sums."""
+        """``[B, C, *size]`` to ``[B, N, *out]`` and the mask ``[R, *output]``."""
         parts, units = [], []
         for r, weight in enumerate(self.tiles.blocks):
             codes, unit, _ = kernels.drive(mvm, mvm.take(x, r), self.ranges, self.spec, r)
@@ -260,11 +260,11 @@ class _Layer:
             place.copy_(part)
         if isinstance(mvm, PatchMVM):
             y = first.new_empty((len(first), self._columns, *mvm.out))
-            _, groups, pixels, columns = first.shape
+            _, _, pixels, columns = first.shape
             batch, group, pixel, column = first.stride()
         else:
             y = torch.empty_like(first)
-            groups, columns = 1, self._columns
+            columns = self._columns
             batch, column, pixel = first.flatten(2).stride()
             group, pixels = 0, first.shape[2:].numel()
         y_batch, y_column, y_pixel = y.flatten(2).stride()
@@ -278,8 +278,6 @@ class _Layer:
         mask = self._new_mask(y)
         unit_of_each = torch.stack(units) if units else None
         self._epilogue("map", sums, unit_of_each, self._constants(None), y, mask, where)
-        if mask is not None and isinstance(mvm, PatchMVM):
-            mask = mask.flatten(3).unflatten(2, (groups, columns)).mT
         return y, mask
 
     def _new_mask(self, y: Tensor) -> Tensor | None:

@@ -43,7 +43,7 @@ def forward(
     key: NoiseKey | None,
     want_mask: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Output of the layer, and where its ADCs did not clip (``[R, *partial sums]``) if wanted.
+    """Output of the layer, and where its ADCs did not clip (``[R, *output]``) if wanted.
 
     Args:
         mvm: how inputs meet weights.
@@ -74,7 +74,7 @@ def forward(
             full = _adc_range(mvm, ranges, r, dtype)
             p.mul_(levels / (full * steps))
             if want_mask:
-                masks.append(p.abs() <= levels)
+                masks.append(mvm.finish(p.abs() <= levels))
             p.round_().clamp_(-levels, levels)
             gain = unit * full / levels
         if spec.dynamic:
@@ -134,7 +134,7 @@ def backward(
         grad_w = torch.zeros(weight.shape, dtype=dtype, device=x.device)
     for r, block in enumerate(tiles.blocks):
         part = mvm.take(wide, r)
-        passed = grad if mask is None else grad * mask[r]
+        passed = grad if mask is None else grad * mvm.start(mask[r])
         if need_input:
             found = mvm.grad_input(passed * alpha, block, wide, r)
             if spec.dac is not None and not spec.dynamic:

@@ -23,6 +23,7 @@ from torch import Tensor
 from . import gpu, kernels, tiles
 from .kernels import Ranges
 from .mvm import geometry
+from .native import layer as native
 from .noise import NoiseSource
 from .spec import LayerSpec, parse
 from .standin import resolve
@@ -76,9 +77,11 @@ def digital(name: str, args: Sequence[Any]) -> Tensor:
     return _digital(x, weight, bias, *args[5:9])
 
 
-def _programmed(weight: Tensor, spec: LayerSpec, key: str) -> tiles.Programmed:
+def _programmed(weight: Tensor, spec: LayerSpec, key: str, groups: int) -> tiles.Programmed:
     array = tiles.find(key)
-    return tiles.stateless(weight, spec) if array is None else array.current(weight)
+    if array is None:
+        return tiles.stateless(weight, spec, groups)
+    return array.current(weight)
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
@@ -118,19 +121,27 @@ def _simulate(
     want_mask: bool,
 ) -> tuple[Tensor, Tensor | None]:
     _check_operands(x, weight, groups, spec)
-    held = _programmed(weight, spec, key)
+    held = _programmed(weight, spec, key, groups)
     noise = None
     if spec.output_noise > 0:
         array = tiles.find(key)
         noise = array.next_call() if array else NoiseSource().key("stateless", 0)
-    mvm = geometry(spec, weight.shape, stride, padding, dilation, groups)
     single = weight.dim() > 2 and x.dim() == weight.dim() - 1
     batched = x.unsqueeze(0) if single else x
-    forward = gpu.forward if x.is_cuda else kernels.forward
-    y, mask = forward(
-        mvm, batched, held, bias, Ranges(input_range, adc_range), spec, noise, want_mask
-    )
-    y = y.contiguous(memory_format=_memory_format(batched))
+    packed = held.packed
+    if packed is not None and (packed.groups, packed.rows) == (groups, spec.rows):
+        y, mask = native.forward(
+            batched.to(torch.float32), packed, held.scale, bias, input_range, adc_range, spec,
+            stride, padding, dilation, groups,
+            noise.bits if noise else 0, noise.counter if noise else 0, want_mask,
+        )  # fmt: skip
+        y = y.to(x.dtype)
+    else:
+        mvm = geometry(spec, weight.shape, stride, padding, dilation, groups)
+        forward = gpu.forward if x.is_cuda else kernels.forward
+        ranges = Ranges(input_range, adc_range)
+        y, mask = forward(mvm, batched, held, bias, ranges, spec, noise, want_mask)
+        y = y.contiguous(memory_format=_memory_format(batched))
     return (y.squeeze(0) if single else y), mask
 
 
@@ -223,14 +234,8 @@ def _fake_saving_forward(
     if settings.adc is None:
         return y, x.new_empty(0, dtype=torch.bool)
     shape = list(y.shape)
-    if weight.dim() > 2:
-        if x.dim() == weight.dim() - 1:
-            shape = [1, *shape]
-        if settings.dynamic:
-            groups, pixels = rest[5], 1
-            for size in shape[2:]:
-                pixels = pixels * size
-            shape = [shape[0], groups, pixels, shape[1] // groups]
+    if weight.dim() > 2 and x.dim() == weight.dim() - 1:
+        shape = [1, *shape]
     return y, x.new_empty([len(settings.blocks), *shape], dtype=torch.bool)
 
 
@@ -258,7 +263,7 @@ def _saving_backward(
         grad.unsqueeze(0) if single else grad,
         x.unsqueeze(0) if single else x,
         weight,
-        _programmed(weight, settings, key),
+        _programmed(weight, settings, key, groups),
         mask if mask.numel() else None,
         Ranges(input_range, None),
         settings,

@@ -225,6 +225,8 @@ def conv(
 
 def flat_weight(tiles: Programmed, weight_shape: torch.Size, spec: LayerSpec) -> Tensor:
     """Effective normalised weight as one matrix ``[N, K]``."""
+    if tiles.packed is not None:
+        return tiles.packed.unpack()
     if len(weight_shape) == 2:
         return torch.cat(tiles.blocks, dim=1)
     taps = weight_shape[2:].numel()

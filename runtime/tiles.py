@@ -7,6 +7,7 @@ changed. The operators find their array by key, so a graph needs no Python objec
 
 from __future__ import annotations
 
+import math
 import weakref
 from dataclasses import dataclass, field
 
@@ -14,21 +15,51 @@ import torch
 from torch import Tensor
 
 from .errors import SyncError
+from .native.layer import Packed
+from .native.loader import library
 from .noise import NoiseKey, NoiseSource
 from .spec import LayerSpec
 from .stamp import Stamp
 from .standin import resolve
 
 
-@dataclass(frozen=True, slots=True)
 class Programmed:
-    """Content of the tiles of one layer."""
+    """Content of the tiles of one layer, held once: packed for the native kernels, or plain.
 
-    blocks: tuple[Tensor, ...]
-    """Effective normalised weight of each row block. linear: ``[N, K_r]``. conv:
-    ``[N, channels of the block, *kernel]``, zero at the taps of other blocks."""
-    scale: Tensor
-    """Weight scale of each output column, ``[N]``."""
+    Args:
+        held: the packed weight, or the row blocks: for a linear layer ``[N, K_r]``, for a conv
+            ``[N, channels of the block, *kernel]``, zero at the taps of other blocks.
+        scale: weight scale of each output column, ``[N]``.
+    """
+
+    __slots__ = ("held", "scale")
+
+    def __init__(self, held: Packed | tuple[Tensor, ...], scale: Tensor) -> None:
+        self.held = held
+        self.scale = scale
+
+    @property
+    def packed(self) -> Packed | None:
+        """The weight in the form of the native kernels, if that is how it is held."""
+        return self.held if isinstance(self.held, Packed) else None
+
+    @property
+    def blocks(self) -> tuple[Tensor, ...]:
+        """Effective normalised weight of each row block; unpacked anew on each access if packed."""
+        if not isinstance(self.held, Packed):
+            return self.held
+        shape = torch.Size([*self.held.shape])
+        if self.held.taps:
+            taps = math.prod(self.held.taps)
+            shape = torch.Size([shape[0], shape[1] // taps, *self.held.taps])
+        return _cut(self.held.unpack(), shape, self.held.rows)
+
+    @property
+    def buffers(self) -> tuple[Tensor, ...]:
+        """All memory that it takes."""
+        if isinstance(self.held, Packed):
+            return (self.held.data, self.held.step, self.scale)
+        return (*self.held, self.scale)
 
 
 def channel_span(start: int, stop: int, taps: int) -> tuple[int, int]:
@@ -36,8 +67,17 @@ def channel_span(start: int, stop: int, taps: int) -> tuple[int, int]:
     return start // taps, -(-stop // taps)
 
 
-def program(weight: Tensor, spec: LayerSpec, key: NoiseKey) -> Programmed:
-    """Write ``weight`` ([N, K] or [N, C, *kernel]) into devices: a function of its arguments."""
+def program(
+    weight: Tensor, spec: LayerSpec, key: NoiseKey, groups: int | None = None
+) -> Programmed:
+    """Write ``weight`` ([N, K] or [N, C, *kernel]) into devices: a function of its arguments.
+
+    Args:
+        weight: what to write.
+        spec: settings of the layer.
+        key: of the programming noise.
+        groups: of the layer, to hold the weight packed where that can be; None: plain.
+    """
     dtype = torch.promote_types(weight.dtype, torch.float32)
     with torch.no_grad():
         flat = weight.detach().reshape(weight.shape[0], -1).to(dtype)
@@ -46,11 +86,26 @@ def program(weight: Tensor, spec: LayerSpec, key: NoiseKey) -> Programmed:
             peak = peak.max().expand_as(peak).contiguous()
         scale = torch.where(peak > 0, peak, torch.ones_like(peak))
         written = spec.device.program(flat / scale[:, None], key)
-        if weight.dim() == 2:
-            blocks = tuple(written[:, a:b].contiguous() for a, b in spec.blocks)
-        else:
-            blocks = tuple(_conv_block(written, weight.shape, a, b) for a, b in spec.blocks)
-    return Programmed(blocks, scale)
+        return store(written, weight.shape, scale, spec, groups)
+
+
+def store(
+    written: Tensor, shape: torch.Size, scale: Tensor, spec: LayerSpec, groups: int | None
+) -> Programmed:
+    """Content of the effective normalised weight ``written`` ``[N, K]``, packed if it can be."""
+    native = groups is not None and written.dtype == torch.float32 and not written.is_cuda
+    if native and not written.is_meta and written.numel() and library() is not None:
+        bits = spec.dac.bits if spec.dac else None
+        packed = Packed.pack(written, spec.rows, tuple(shape[2:]), groups or 1, bits)
+        return Programmed(packed, scale)
+    return Programmed(_cut(written, shape, spec.rows), scale)
+
+
+def _cut(written: Tensor, shape: torch.Size, rows: tuple[int, ...]) -> tuple[Tensor, ...]:
+    spans = zip(rows, rows[1:], strict=False)
+    if len(shape) == 2:
+        return tuple(written[:, a:b].contiguous() for a, b in spans)
+    return tuple(_conv_block(written, shape, a, b) for a, b in spans)
 
 
 def _conv_block(written: Tensor, shape: torch.Size, start: int, stop: int) -> Tensor:
@@ -73,6 +128,8 @@ class TileArray:
     spec: LayerSpec
     noise: NoiseSource
     auto_sync: bool = True
+    groups: int = 1
+    """Of the convolution; 1 for a linear layer."""
     programmed: Programmed | None = None
     times_programmed: int = 0
     calls: int = 0
@@ -109,7 +166,7 @@ class TileArray:
 
     def _write(self, weight: Tensor, stamp: Stamp) -> Programmed:
         key = self.noise.key(f"program/{self.name}", self.times_programmed)
-        self.programmed = program(weight, self.spec, key)
+        self.programmed = program(weight, self.spec, key, self.groups)
         self._stamp = stamp
         self.times_programmed += 1
         return self.programmed
@@ -151,6 +208,6 @@ def find(key: str) -> TileArray | None:
     return _ARRAYS.get(key)
 
 
-def stateless(weight: Tensor, spec: LayerSpec) -> Programmed:
+def stateless(weight: Tensor, spec: LayerSpec, groups: int = 1) -> Programmed:
     """Content of tiles that no live array stands for: programmed on the spot with a fixed key."""
-    return program(resolve(weight), spec, NoiseKey(0, "stateless", 0))
+    return program(resolve(weight), spec, NoiseKey(0, "stateless", 0), groups)

@@ -1,7 +1,7 @@
 """Finds and loads the native library.
 
-    ANALOGC_NATIVE=0        do not use it
-    ANALOGC_ISA=avx2        use no more than this: baseline, avx2, avx512, avx512vnni
+ANALOGC_NATIVE=0        do not use it
+ANALOGC_ISA=avx2        use no more than this: baseline, avx2, avx512, avx512vnni
 """
 
 from __future__ import annotations

@@ -281,6 +281,12 @@ def test_an_array_is_programmed_only_when_its_weight_changed() -> None:
     assert fc.times_programmed == 3
 
 
+def assert_holds(held: tiles.Programmed, weight: Tensor) -> None:
+    """Within half a step of the native kernels' 16 bits, if it is packed."""
+    off = (held.blocks[0] * held.scale[:, None] - weight).abs()
+    assert (off <= held.scale[:, None] * (0.51 / 32767)).all()
+
+
 def test_an_array_holds_the_new_content() -> None:
     weight = nn.Parameter(torch.randn(3, 4))
     fc = array()
@@ -290,7 +296,7 @@ def test_an_array_holds_the_new_content() -> None:
         weight.copy_(torch.arange(12.0).view(3, 4))
 
     held = fc.current(weight)
-    torch.testing.assert_close(held.blocks[0] * held.scale[:, None], weight.detach())
+    assert_holds(held, weight.detach())
 
 
 def test_each_programming_draws_fresh_noise() -> None:
@@ -315,7 +321,7 @@ def test_an_inference_tensor_is_programmed_when_its_content_changed() -> None:
         held = fc.current(weight)
 
     assert fc.times_programmed == 2
-    torch.testing.assert_close(held.blocks[0] * held.scale[:, None], weight)
+    assert_holds(held, weight)
 
 
 def test_equal_content_in_new_memory_is_current() -> None:
