@@ -292,8 +292,8 @@ class Forward {
         a.levels = levels();
         a.steps = l_.dac_levels > 0 ? steps_of(l_.input_range[r]) : 0;
         Code *codes = codes_ + code_start_[r] + slot * map_.map_pixels * a.channel_count;
-        const bool whole = a.channel_count == channels && a.channel[channels - 1] == channels - 1;
-        if (l_.channels_last_in && whole) {
+        const bool same = a.channel_count == channels && (!map_.lanes || w_.channels == 1);
+        if (l_.channels_last_in && same) {
             note_nan(r, drive_lines(a, codes));
         } else {
             note_nan(r, K::planes(a, codes));
