@@ -34,15 +34,21 @@ int32_t g_level = supported();
 
 }  // namespace
 
-const Isa &isa() { return *table(__atomic_load_n(&g_level, __ATOMIC_RELAXED)); }
+const Isa &isa() {
+    return *table(__atomic_load_n(&g_level, __ATOMIC_RELAXED));
+}
 
 }  // namespace analogc
 
 using namespace analogc;
 
-extern "C" int32_t analogc_abi_version(void) { return ANALOGC_ABI_VERSION; }
+extern "C" int32_t analogc_abi_version(void) {
+    return ANALOGC_ABI_VERSION;
+}
 
-extern "C" int32_t analogc_isa_supported(void) { return supported(); }
+extern "C" int32_t analogc_isa_supported(void) {
+    return supported();
+}
 
 extern "C" int32_t analogc_isa_use(int32_t level) {
     if (level >= 0 && level <= supported()) __atomic_store_n(&g_level, level, __ATOMIC_RELAXED);

@@ -86,7 +86,8 @@ template <bool kNoise, class Acc>
 inline void finish_group(const Group<Acc> &g, float levels, float *y) {
     for (int l = 0; l < kGroup; ++l) {
         const float p = static_cast<float>(g.acc[l]);
-        const float t = kNoise ? adc_input(p, g.p_steps[l], g.z[l], g.z_steps[l]) : p * g.p_steps[l];
+        const float t =
+            kNoise ? adc_input(p, g.p_steps[l], g.z[l], g.z_steps[l]) : p * g.p_steps[l];
         y[l] = __builtin_fmaf(adc_step(t, levels), g.gain[l], g.base[l]) + g.bias[l];
     }
 }

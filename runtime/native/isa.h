@@ -25,7 +25,8 @@ struct Gemm {
 using GemmFloat = Gemm<float, float>;
 using GemmInt16 = Gemm<int16_t, int32_t>;
 
-// One output column for each lane: acc[i, n] = sum_k codes[rows[i] + offsets[k] + n] * weight[k, n].
+// One output column for each lane: acc[i, n] = sum_k codes[rows[i] + offsets[k] + n] * weight[k,
+// n].
 template <class Code, class Acc>
 struct Lanes {
     const Code *codes;
@@ -43,7 +44,7 @@ struct Lanes {
 // matrix. Matrix [rows, columns], columns a multiple of 64; noise group of (i, 64 j) is
 // first_group + i * group_stride + j.
 struct Epilogue {
-    const void *acc;  // int32 or float [rows, columns]
+    const void *acc;    // int32 or float [rows, columns]
     const float *unit;  // [rows, columns] input range of each element, or null: it is in gain
     float *y;
     uint8_t *mask;  // [rows, columns] or null

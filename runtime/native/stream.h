@@ -14,8 +14,12 @@ namespace {
 inline int16_t to_code(float code) {
     return code == code ? static_cast<int16_t>(code) : kNaNCode;
 }
-inline void put(float &to, float code) { to = code; }
-inline void put(int16_t &to, float code) { to = to_code(code); }
+inline void put(float &to, float code) {
+    to = code;
+}
+inline void put(int16_t &to, float code) {
+    to = to_code(code);
+}
 
 template <class Code>
 bool dac(const float *x, int64_t n, float steps, float levels, Code *codes) {
