@@ -64,8 +64,9 @@ def forward(
         codes, unit, steps = drive(mvm, mvm.take(wide, r), ranges, spec, r)
         p = mvm.multiply(codes, weight, r)
         if key is not None:
-            noise = NoiseKey(key.seed, f"{key.stream}/{r}", key.counter)
-            p.add_(noise.normal(p.shape, dtype, p.device), alpha=spec.output_noise * steps)
+            columns = tiles.scale.shape[0]
+            noise = key.matrix(r, p.numel() // max(columns, 1), columns, dtype, p.device)
+            p.add_(mvm.spread(noise, p.shape), alpha=spec.output_noise * steps)
         if spec.adc is None:
             gain = unit / steps
         else:

@@ -40,6 +40,10 @@ class Geometry(Protocol):
         """``[N]`` values, shaped to broadcast against partial sums."""
         ...
 
+    def spread(self, matrix: Tensor, sums: torch.Size) -> Tensor:
+        """``[rows, N]`` values of all vectors (pixels in NHWC order), as partial sums ``sums``."""
+        ...
+
     def finish(self, y: Tensor) -> Tensor:
         """Accumulated sums in the layout of the layer's output."""
         ...
@@ -87,6 +91,10 @@ class DenseMVM:
     def columns(self, values: Tensor) -> Tensor:
         """As they are: columns are the last dim."""
         return values
+
+    def spread(self, matrix: Tensor, sums: torch.Size) -> Tensor:
+        """``[..., N]``."""
+        return matrix.view(sums)
 
     def finish(self, y: Tensor) -> Tensor:
         """As it is."""
@@ -165,6 +173,11 @@ class ConvMVM:
     def columns(self, values: Tensor) -> Tensor:
         """``[N, 1, ...]``."""
         return values.view(-1, *[1] * self.dims)
+
+    def spread(self, matrix: Tensor, sums: torch.Size) -> Tensor:
+        """``[B, N, *out]``."""
+        batch, columns, *out = sums
+        return matrix.view(batch, *out, columns).movedim(-1, 1)
 
     def finish(self, y: Tensor) -> Tensor:
         """As it is."""
@@ -256,6 +269,11 @@ class PatchMVM(ConvMVM):
     def columns(self, values: Tensor) -> Tensor:
         """``[groups, 1, N / groups]``."""
         return values.view(self.groups, 1, -1)
+
+    def spread(self, matrix: Tensor, sums: torch.Size) -> Tensor:
+        """``[B, groups, patches, N / groups]``."""
+        batch, groups, patches, columns = sums
+        return matrix.view(batch, patches, groups, columns).transpose(1, 2)
 
     def finish(self, y: Tensor) -> Tensor:
         """``[B, N, *out]``."""

@@ -1,8 +1,8 @@
 """Random numbers: every draw has a key, so a result never depends on threads or on call order.
 
 A key is (seed, stream, counter): the stream names a layer and a purpose, the counter says how
-often it was used. The numbers of one key are a function of the key and the shape alone; torch's
-CPU generator fills serially, so they are the same for any number of threads.
+often it was used. The numbers of a draw are a function of the key and of their place in the draw,
+from a counter-based generator (``philox``): the same for any number of threads, on any processor.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import philox
+
 
 @dataclass(frozen=True, slots=True)
 class NoiseKey:
@@ -22,15 +24,41 @@ class NoiseKey:
     stream: str
     counter: int
 
-    def generator(self, device: torch.device) -> torch.Generator:
-        """Generator on ``device`` in the state that this key stands for."""
-        text = f"{self.seed}/{self.stream}/{self.counter}".encode()
-        digest = hashlib.blake2b(text, digest_size=8).digest()
-        return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
+    @property
+    def bits(self) -> int:
+        """The 64-bit key of the generator: seed and stream. The counter is part of its counter."""
+        text = f"{self.seed}/{self.stream}".encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
     def normal(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Standard normal numbers of ``shape``, contiguous."""
-        return torch.randn(shape, dtype=dtype, device=device, generator=self.generator(device))
+        """Standard normal numbers of ``shape``, contiguous: a matrix of ``shape[-1]`` columns."""
+        columns = shape[-1] if shape else 1
+        rows = shape[:-1].numel()
+        return self.matrix(0, rows, columns, dtype, device).view(shape)
+
+    def matrix(
+        self, block: int, rows: int, columns: int, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """Standard normal numbers for the partial sums of row block ``block``.
+
+        Args:
+            block: row block of the layer.
+            rows: input vectors; of a convolution all output pixels of all samples.
+            columns: output columns, of all groups.
+            dtype: of the result; the numbers are float32 ones.
+            device: of the result. Away from the CPU they are made there and copied; only the CUDA
+                path (``gpu``) makes the same numbers on the device.
+
+        Returns:
+            ``[rows, columns]``, contiguous.
+        """
+        found = _draw(self.bits, block, self.counter, rows, columns)
+        return found.to(device, dtype)
+
+
+def _draw(key: int, block: int, call: int, rows: int, columns: int) -> Tensor:
+    """``[rows, columns]`` float32 on the CPU. A faster generator of the same bits belongs here."""
+    return torch.from_numpy(philox.normals(key, block, call, rows, columns))
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import kernels, tiles
+from . import gpu, kernels, tiles
 from .kernels import Ranges
 from .mvm import geometry
 from .noise import NoiseSource
@@ -125,7 +125,8 @@ def _simulate(
     mvm = geometry(spec, weight.shape, stride, padding, dilation, groups)
     single = weight.dim() > 2 and x.dim() == weight.dim() - 1
     batched = x.unsqueeze(0) if single else x
-    y, mask = kernels.forward(
+    forward = gpu.forward if x.is_cuda else kernels.forward
+    y, mask = forward(
         mvm, batched, held, bias, Ranges(input_range, adc_range), spec, noise, want_mask
     )
     y = y.contiguous(memory_format=_memory_format(batched))

@@ -18,6 +18,7 @@
 #define ANALOGC_BITS(f) __float_as_int(f)
 #define ANALOGC_FLOAT(i) __int_as_float(i)
 #define ANALOGC_UMULHI(a, b) __umulhi(a, b)
+#define ANALOGC_UNROLL _Pragma("unroll")
 #else
 #include <cstring>
 #define ANALOGC_FN static inline __attribute__((always_inline))
@@ -28,6 +29,7 @@
 #define ANALOGC_BITS(f) analogc::bits_of(f)
 #define ANALOGC_FLOAT(i) analogc::float_of(i)
 #define ANALOGC_UMULHI(a, b) ((unsigned)(((unsigned long long)(a) * (b)) >> 32))
+#define ANALOGC_UNROLL _Pragma("GCC unroll 16")
 namespace analogc {
 ANALOGC_FN int bits_of(float value) {
     int bits;
@@ -48,11 +50,7 @@ namespace analogc {
 // The words replace the counter.
 ANALOGC_FN void philox4x32_10(unsigned &c0, unsigned &c1, unsigned &c2, unsigned &c3, unsigned k0,
                               unsigned k1) {
-#if defined(__CUDACC__)
-#pragma unroll
-#elif defined(__GNUC__) && !defined(__clang__)
-#pragma GCC unroll 10
-#endif
+    ANALOGC_UNROLL
     for (int round = 0; round < 10; ++round) {
         const unsigned high0 = ANALOGC_UMULHI(c0, 0xD2511F53u), low0 = c0 * 0xD2511F53u;
         const unsigned high2 = ANALOGC_UMULHI(c2, 0xCD9E8D57u), low2 = c2 * 0xCD9E8D57u;
@@ -68,9 +66,9 @@ ANALOGC_FN void philox4x32_10(unsigned &c0, unsigned &c1, unsigned &c2, unsigned
 // Two independent standard normal numbers from two random words (Box-Muller on their top 24 bits):
 //   sqrt(-2 ln u) cos(2 pi v), sqrt(-2 ln u) sin(2 pi v),  u in (0, 1], so at most 5.77 sigma.
 ANALOGC_FN void normal_pair(unsigned radius_word, unsigned angle_word, float &z0, float &z1) {
-    // ln u: u = 2^e (1 + f) with f in [sqrt(1/2) - 1, sqrt(2) - 1).
-    const float u = ANALOGC_MUL((float)((int)(radius_word >> 8) + 1), 5.9604644775390625e-8f);
-    const int shifted = ANALOGC_BITS(u) - 0x3F3504F3;
+    // ln u, where u = n / 2^24 = 2^e (1 + f) with f in [sqrt(1/2) - 1, sqrt(2) - 1).
+    const float n = (float)((int)(radius_word >> 8) + 1);
+    const int shifted = ANALOGC_BITS(n) - 0x4B3504F3;
     const float e = (float)(shifted >> 23);
     const float f = ANALOGC_ADD(ANALOGC_FLOAT((shifted & 0x007FFFFF) + 0x3F3504F3), -1.0f);
     const float ff = ANALOGC_MUL(f, f);

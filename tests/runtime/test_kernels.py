@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from analogc import Converter, GaussianDevice
-from analogc.runtime import kernels, reference, tiles
+from analogc.runtime import kernels, philox, reference, tiles
 from analogc.runtime.kernels import Ranges
 from analogc.runtime.mvm import ConvMVM, DenseMVM, PatchMVM, geometry
 from analogc.runtime.noise import NoiseKey, NoiseSource
@@ -363,16 +363,19 @@ def test_output_noise_is_added_to_the_partial_sums(
     second = layer.run(tensors, fc.key)
 
     for call, found in enumerate((first, second)):
-        shape = torch.Size(found.shape)
-        grouped = layer.kernel and layer.spec.dynamic
-        if grouped:
-            batch, columns, *size = found.shape
-            shape = torch.Size([batch, layer.groups, math.prod(size), columns // layer.groups])
+        # One matrix for a row block: a row for each vector or output pixel, a column for each
+        # output.
+        columns = found.shape[1] if layer.kernel else found.shape[-1]
         noise = []
         for r in range(len(layer.spec.blocks)):
-            draw = NoiseKey(7, f"read/fc/{r}", call).normal(shape, found.dtype, found.device) * 0.3
-            if layer.kernel and not grouped:
-                draw = draw.flatten(2).unflatten(1, (layer.groups, -1)).mT
+            drawn = philox.normals(
+                NoiseKey(7, "read/fc", 0).bits, r, call, found.numel() // columns, columns
+            )
+            draw = torch.from_numpy(drawn).to(found.dtype) * 0.3
+            if layer.kernel:
+                draw = draw.view(len(found), -1, layer.groups, layer.out).movedim(2, 1)
+            else:
+                draw = draw.view(found.shape)
             noise.append(draw)
         exact = slow(layer, tensors, fc.programmed, noise)
         torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-12)
@@ -385,8 +388,9 @@ def test_noise_passes_gradients_where_the_noisy_sum_did_not_clip() -> None:
     fc = TileArray("fc", "kernels/noisy-gradient", layer.spec, NoiseSource(3))
     found = layer.run(tensors, fc.key)
 
+    rows, columns = found.shape
     noise = [
-        NoiseKey(3, f"read/fc/{r}", 0).normal(found.shape, found.dtype, found.device)
+        NoiseKey(3, "read/fc", 0).matrix(r, rows, columns, found.dtype, found.device)
         for r in range(2)
     ]
     exact = slow(layer, tensors, fc.programmed, noise)

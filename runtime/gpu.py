@@ -1,0 +1,347 @@
+"""The simulation of one analog layer on a CUDA device: torch's GEMMs between two kernels of ours.
+
+    DAC -> GEMM of each row block -> noise, ADC and accumulation of all row blocks at once
+
+The numbers are those of the CPU: the same noise, bit for bit, and the same arithmetic after the
+GEMM. With a DAC of at most 8 bits, weights of a linear layer are 16-bit integers held as two 8-bit
+halves, so that both GEMMs run on integer tensor cores and their sums are exact. Other layers
+multiply in float32, without TF32, whose 11 bits are coarser than a programmed weight.
+
+A call captured in a CUDA graph repeats its noise in every replay: the number of the call is part of
+what was captured.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from . import cuda, kernels, philox
+from .cuda import Argument, Kernels
+from .kernels import Ranges
+from .mvm import ConvMVM, DenseMVM, Geometry, PatchMVM
+from .noise import NoiseKey
+from .spec import LayerSpec
+from .tiles import Programmed
+
+_SUMS = 64 * 2**20
+"""Bytes of partial sums made at a time: little more than an H100's second-level cache."""
+_INT8_LIMIT = 127 * 256 + 127
+"""Largest integer weight whose halves are both 8-bit."""
+_ROWS_ALIGNED = 16
+"""``torch._int_mm`` wants sizes that are multiples of 8; 16 also aligns addresses."""
+_MIN_VECTORS = 32
+"""``torch._int_mm`` wants more than 16."""
+
+
+def forward(
+    mvm: Geometry,
+    x: Tensor,
+    tiles: Programmed,
+    bias: Tensor | None,
+    ranges: Ranges,
+    spec: LayerSpec,
+    key: NoiseKey | None,
+    want_mask: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """As ``kernels.forward``, which it falls back to where CuPy or a driver is missing.
+
+    Also for layers in float64, and for empty inputs.
+    """
+    found = None
+    if tiles.scale.dtype == torch.float32 and x.numel() and tiles.scale.numel():
+        found = cuda.kernels_for(x.device)
+    if found is None:
+        return kernels.forward(mvm, x, tiles, bias, ranges, spec, key, want_mask)
+    layer = _Layer(found, tiles, bias, ranges, spec, key, want_mask and spec.adc is not None)
+    wide = x.float()
+    with _exact_float32():
+        if isinstance(mvm, DenseMVM):
+            y, mask = layer.dense(wide)
+        else:
+            assert isinstance(mvm, ConvMVM), "a linear layer or a convolution"
+            y, mask = layer.conv(mvm, wide)
+    return y.to(x.dtype), mask
+
+
+@contextmanager
+def _exact_float32() -> Iterator[None]:
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = "ieee"
+        yield
+    finally:
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """Weights of a linear layer as the GEMMs take them."""
+
+    weights: tuple[Tensor, ...]
+    """Of each row block: float32 ``[K_r, N]``, or int8 ``[padded K_r, 2 padded N]``: the higher
+    halves of all columns, then the lower."""
+    step: Tensor | None
+    """Weight of one integer step of each column, ``[N]``; None for float32."""
+    rows: Tensor
+    """Row block boundaries in K, int32 ``[R + 1]``."""
+    starts: tuple[int, ...]
+    """The same with every block padded, as the codes are stored."""
+    device_starts: Tensor
+
+
+_PREPARED: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""By the scale of a ``Programmed``, which is made anew whenever the weight is programmed."""
+
+
+def _prepared(tiles: Programmed, spec: LayerSpec) -> _Prepared:
+    found: _Prepared | None = _PREPARED.get(tiles.scale)
+    if found is None:
+        found = _PREPARED[tiles.scale] = _prepare(tiles, spec)
+    return found
+
+
+def _prepare(tiles: Programmed, spec: LayerSpec) -> _Prepared:
+    device = tiles.scale.device
+    rows = torch.tensor(spec.rows, dtype=torch.int32, device=device)
+    if spec.dac is None or spec.dac.levels > 127:
+        return _Prepared(tuple(w.mT for w in tiles.blocks), None, rows, spec.rows, rows)
+    longest = max(stop - start for start, stop in spec.blocks)
+    # |sum of code * weight| <= 127 * longest * limit < 2^31.
+    limit = min(_INT8_LIMIT, (2**31 - 1) // (127 * longest))
+    peak = torch.stack([w.abs().amax(1) for w in tiles.blocks]).amax(0)
+    step = torch.where(peak > 0, peak / limit, 1.0)
+    weights = tuple(_halves(w, step) for w in tiles.blocks)
+    starts = (0, *itertools.accumulate(w.shape[0] for w in weights))
+    device_starts = torch.tensor(starts, dtype=torch.int32, device=device)
+    return _Prepared(weights, step, rows, starts, device_starts)
+
+
+def _halves(weight: Tensor, step: Tensor) -> Tensor:
+    """``[N, K_r]`` as the int8 halves ``[padded K_r, 2 padded N]`` of its integers.
+
+    In memory a column's weights are neighbours, which is what integer tensor cores read.
+    """
+    columns, rows = weight.shape
+    whole = (weight / step[:, None]).round_().to(torch.int32)
+    low = ((whole + 128) & 255) - 128
+    half = _aligned(columns, 8)
+    packed = weight.new_zeros((2 * half, _aligned(rows, _ROWS_ALIGNED)), dtype=torch.int8)
+    packed[:columns, :rows] = (whole - low) >> 8
+    packed[half : half + columns, :rows] = low
+    return packed.mT
+
+
+def _aligned(size: int, to: int) -> int:
+    return -(-size // to) * to
+
+
+@dataclass(frozen=True, slots=True)
+class _Strides:
+    """Where element (vector, column) lies: see ``Strides`` in kernels.cu."""
+
+    image: int
+    pixel: int
+    group: int
+    column: int
+
+    def args(self) -> list[Argument]:
+        return [np.int64(s) for s in (self.image, self.pixel, self.group, self.column)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """How vectors and columns meet memory."""
+
+    vectors: int
+    pixels: int
+    """Output pixels of an image; 1 of a linear layer."""
+    columns: int
+    """Columns that lie ``column`` apart: of one group, or all."""
+    sums: _Strides
+    y: _Strides
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """One call of a layer."""
+
+    kernels: Kernels
+    tiles: Programmed
+    bias: Tensor | None
+    ranges: Ranges
+    spec: LayerSpec
+    key: NoiseKey | None
+    want_mask: bool
+
+    @property
+    def _columns(self) -> int:
+        return self.tiles.scale.shape[0]
+
+    @property
+    def _blocks(self) -> int:
+        return len(self.spec.blocks)
+
+    def dense(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``[..., K]`` to ``[..., N]`` and the mask ``[R, ..., N]``."""
+        held = _prepared(self.tiles, self.spec)
+        flat = x.reshape(-1, x.shape[-1]).contiguous()
+        vectors, n = len(flat), self._columns
+        y = x.new_empty((vectors, n))
+        mask = self._new_mask(y)
+        constants = self._constants(held.step)
+        wide = n if held.step is None else held.weights[0].shape[1]
+        # Chunks begin at whole groups of the noise matrix, which span up to 4 rows.
+        chunk = max(_MIN_VECTORS, _SUMS // (4 * wide * self._blocks) // 32 * 32)
+        kind = "float" if held.step is None else "int"
+        for first in range(0, vectors, chunk):
+            part = flat[first : first + chunk]
+            sums, unit = self._products(part, held)
+            where = _Places(len(part), 1, n, _Strides(0, wide, 0, 1), _Strides(0, n, 0, 1))
+            part_mask = None if mask is None else mask[:, first:]
+            self._epilogue(kind, sums, unit, constants, y[first:], part_mask, where, first)
+        shape = [*x.shape[:-1], n]
+        return y.view(shape), None if mask is None else mask.view([self._blocks, *shape])
+
+    def _products(self, x: Tensor, held: _Prepared) -> tuple[Tensor, Tensor | None]:
+        """Partial sums ``[R, at least vectors, columns]`` and units ``[R, vectors]``."""
+        vectors, integer = len(x), held.step is not None
+        padded = max(_aligned(vectors, 8), _MIN_VECTORS) if integer else vectors
+        kind = torch.int32 if integer else torch.float32
+        sums = x.new_empty((self._blocks, padded, held.weights[0].shape[1]), dtype=kind)
+        unit = None
+        if self.spec.dac is None:
+            parts = [x[:, a:b] for a, b in self.spec.blocks]
+        else:
+            codes = x.new_empty(
+                padded * held.starts[-1], dtype=torch.int8 if integer else torch.float32
+            )
+            unit = x.new_empty((self._blocks, vectors))
+            self.kernels.launch(
+                "analogc_dac_int8" if integer else "analogc_dac_float",
+                (-(-vectors // 4), self._blocks),
+                (32, 4),
+                [x, codes, unit, held.rows, held.device_starts, self._input_range(),
+                 np.int32(vectors), np.int32(padded), np.float32(self.spec.dac.levels)],
+            )  # fmt: skip
+            parts = [
+                codes[padded * a : padded * b].view(padded, b - a)
+                for a, b in itertools.pairwise(held.starts)
+            ]
+        for part, weight, out in zip(parts, held.weights, sums, strict=True):
+            if integer:
+                torch._int_mm(part, weight, out=out)
+            else:
+                torch.mm(part, weight, out=out)
+        return sums, unit
+
+    def conv(self, mvm: ConvMVM, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``[B, C, *size]`` to ``[B, N, *out]`` and the mask of its partial sums."""
+        parts, units = [], []
+        for r, weight in enumerate(self.tiles.blocks):
+            codes, unit, _ = kernels.drive(mvm, mvm.take(x, r), self.ranges, self.spec, r)
+            parts.append(mvm.multiply(codes, weight, r))
+            if self.spec.dynamic:
+                assert isinstance(unit, Tensor), "a range for each patch"
+                units.append(unit.squeeze(-1).mT)
+        first = parts[0]
+        sums = first.new_empty_strided((len(parts), *first.shape), (first.numel(), *first.stride()))
+        for part, place in zip(parts, sums, strict=True):
+            place.copy_(part)
+        if isinstance(mvm, PatchMVM):
+            y = first.new_empty((len(first), self._columns, *mvm.out))
+            _, groups, pixels, columns = first.shape
+            batch, group, pixel, column = first.stride()
+        else:
+            y = torch.empty_like(first)
+            groups, columns = 1, self._columns
+            batch, column, pixel = first.flatten(2).stride()
+            group, pixels = 0, first.shape[2:].numel()
+        y_batch, y_column, y_pixel = y.flatten(2).stride()
+        where = _Places(
+            len(first) * pixels,
+            pixels,
+            columns,
+            _Strides(batch, pixel, group, column),
+            _Strides(y_batch, y_pixel, columns * y_column, y_column),
+        )
+        mask = self._new_mask(y)
+        unit_of_each = torch.stack(units) if units else None
+        self._epilogue("map", sums, unit_of_each, self._constants(None), y, mask, where)
+        if mask is not None and isinstance(mvm, PatchMVM):
+            mask = mask.flatten(3).unflatten(2, (groups, columns)).mT
+        return y, mask
+
+    def _new_mask(self, y: Tensor) -> Tensor | None:
+        """``[R, *y.shape]``, each row block in the layout of ``y``."""
+        if not self.want_mask:
+            return None
+        shape, strides = (self._blocks, *y.shape), (y.numel(), *y.stride())
+        return y.new_empty_strided(shape, strides, dtype=torch.bool)
+
+    def _input_range(self) -> Tensor | None:
+        """``[R]``, static only."""
+        if self.spec.dac is None or self.spec.dynamic:
+            return None
+        assert self.ranges.input is not None, "a static input range"
+        return self.ranges.input.float().contiguous()
+
+    def _constants(self, step: Tensor | None) -> Tensor:
+        """``[3, R, N]``: ADC steps per unit of partial sum, of noise, and gain of an ADC step."""
+        spec, ranges, n = self.spec, self.ranges, self._columns
+        out = self.tiles.scale.new_empty((3, self._blocks, n))
+        dac, adc = spec.dac, spec.adc
+        adc_range = None if ranges.adc is None or adc is None else ranges.adc.float().contiguous()
+        per_column = adc_range is not None and adc_range.dim() == 2
+        self.kernels.launch(
+            "analogc_constants",
+            (-(-self._blocks * n // 128), 1),
+            (128, 1),
+            [*out, self.tiles.scale, step, self._input_range(), adc_range,
+             np.int32(per_column), np.int32(self._blocks), np.int32(n),
+             np.float32(1 if dac is None else dac.levels),
+             np.float32(0 if adc is None else adc.levels), np.float32(spec.output_noise)],
+        )  # fmt: skip
+        return out
+
+    def _epilogue(
+        self,
+        kind: str,
+        sums: Tensor,
+        unit: Tensor | None,
+        constants: Tensor,
+        y: Tensor,
+        mask: Tensor | None,
+        where: _Places,
+        first: int = 0,
+    ) -> None:
+        """Fill ``y`` and ``mask`` for the vectors from ``first`` on."""
+        width = philox.width(self._columns)
+        shift = {16: 0, 32: 1}.get(width, 2)
+        rows_of_group = 4 >> shift
+        key = 0 if self.key is None else self.key.bits
+        call = 0 if self.key is None else self.key.counter
+        bias = None if self.bias is None else self.bias.float().contiguous()
+        adc_levels = 0 if self.spec.adc is None else self.spec.adc.levels
+        self.kernels.launch(
+            f"analogc_epilogue_{kind}",
+            (-(-where.vectors // (8 * rows_of_group)), -(-width // 64)),
+            (16, 8),
+            [sums, y, mask, *constants, bias, unit, np.int32(self._blocks),
+             np.int32(where.vectors), np.int32(self._columns), np.int32(where.pixels),
+             np.int32(where.columns), np.int32(shift), np.int32(sums.shape[-1] // 2),
+             np.int64(sums.stride(0)), np.int64(0 if mask is None else mask.stride(0)),
+             *where.sums.args(), *where.y.args(), np.int64(first // rows_of_group),
+             np.float32(adc_levels), np.int32(self.key is not None),
+             np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32), np.uint32(call & 0xFFFFFFFF)],
+        )  # fmt: skip
