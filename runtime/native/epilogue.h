@@ -13,8 +13,9 @@ constexpr int kGroup = 64;  // elements of the noise matrix that share 16 Philox
 struct NoiseStream {
     Vector::Wide key0[10], key1[10], block, call;
 
-    NoiseStream(uint32_t k0, uint32_t k1, uint32_t row_block, uint32_t call_number)
+    NoiseStream(uint64_t key, uint32_t row_block, uint32_t call_number)
         : block(Vector::set_wide(row_block)), call(Vector::set_wide(call_number)) {
+        uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
         for (int round = 0; round < 10; ++round) {
             key0[round] = Vector::set_wide(k0);
             key1[round] = Vector::set_wide(k1);
@@ -125,7 +126,7 @@ inline void finish_any_group(const Group<Acc> &g, const Epilogue &e, int64_t at,
 template <class Acc>
 void epilogue_of(const Epilogue &e) {
     const bool common = e.adc_levels > 0 && !e.unit && !e.mask;
-    const NoiseStream stream(e.key0, e.key1, e.block, e.call);
+    const NoiseStream stream(e.key, e.block, e.call);
     float z[kGroup];
     for (int64_t row = 0; row < e.rows; ++row) {
         const uint64_t group = e.first_group + static_cast<uint64_t>(row) * e.group_stride;
@@ -159,9 +160,9 @@ void epilogue(const Epilogue &e) {
     e.integer ? epilogue_of<int32_t>(e) : epilogue_of<float>(e);
 }
 
-void normals(float *out, uint64_t first_group, int64_t groups, uint32_t key0, uint32_t key1,
-             uint32_t block, uint32_t call) {
-    const NoiseStream stream(key0, key1, block, call);
+void normals(float *out, uint64_t first_group, int64_t groups, uint64_t key, uint32_t block,
+             uint32_t call) {
+    const NoiseStream stream(key, block, call);
     for (int64_t i = 0; i < groups; ++i) {
         group_normals(stream, first_group + static_cast<uint64_t>(i), out + i * kGroup);
     }

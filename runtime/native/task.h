@@ -190,7 +190,7 @@ class Task {
 
     void sum_lanes(int64_t r, bool poisoned) {
         const int64_t wide = round_up(st.weight.columns, 16), k0 = st.weight.rows[r];
-        Lanes<Code, Acc> a;
+        LaneSums<Code, Acc> a;
         a.codes = st.codes + st.code_start[r];
         a.rows = s.row;
         a.row_count = row_count();
@@ -212,7 +212,7 @@ class Task {
         Kernels<Code>::lanes(a);
     }
 
-    void poison_lanes(const Lanes<Code, Acc> &a) {
+    void poison_lanes(const LaneSums<Code, Acc> &a) {
         for (int64_t i = 0; i < row_count(); ++i) {
             for (int64_t n = 0; n < a.columns; ++n) {
                 bool found = false;
@@ -224,7 +224,7 @@ class Task {
         }
     }
 
-    void quantise_lanes(const Lanes<Code, Acc> &a) {
+    void quantise_lanes(const LaneSums<Code, Acc> &a) {
         for (int64_t k = 0; k < a.k_count; ++k) s.lane_offset[k] = k * a.columns;
         for (int64_t i = 0; i < row_count(); ++i) {
             const float *from = st.values + s.pixel[i] * st.value_depth();
@@ -260,8 +260,7 @@ class Task {
         e.gain = c.gain + from;
         e.bias = st.layer.bias && r == st.weight.blocks - 1 ? c.bias + (narrow ? 0 : n0) : nullptr;
         e.adc_levels = static_cast<float>(st.layer.adc_levels);
-        e.key0 = static_cast<uint32_t>(st.layer.key);
-        e.key1 = static_cast<uint32_t>(st.layer.key >> 32);
+        e.key = st.layer.key;
         e.block = static_cast<uint32_t>(r);
         e.call = static_cast<uint32_t>(st.layer.call);
         e.integer = sizeof(Code) == 2;
