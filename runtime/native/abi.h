@@ -17,17 +17,17 @@ enum analogc_status { ANALOGC_OK = 0, ANALOGC_NO_MEMORY = 1, ANALOGC_BAD_ARGUMEN
 
 // A programmed weight [columns, rows_of_the_layer], as it is stored.
 typedef struct {
-    int64_t columns;      // N, all groups together
-    int64_t channels;     // input channels of one group (linear: K)
-    int64_t taps;         // kernel volume (linear: 1)
-    int64_t tap_row;      // last kernel size: taps that may be neighbours in memory (linear: 1)
+    int64_t columns;   // N, all groups together
+    int64_t channels;  // input channels of one group (linear: K)
+    int64_t taps;      // kernel volume (linear: 1)
+    int64_t tap_row;   // last kernel size: taps that may be neighbours in memory (linear: 1)
     int64_t groups;
     int64_t blocks;       // R
     const int64_t *rows;  // [R + 1] row block boundaries over K = channels * taps
     int32_t format;       // analogc_format
     int32_t unused;
-    void *data;           // packed weights, analogc_packed_size() bytes
-    float *step;          // [N] weight of code 1 (int16 only)
+    void *data;   // packed weights, analogc_packed_size() bytes
+    float *step;  // [N] weight of code 1 (int16 only)
 } analogc_weight;
 
 // One call of a layer. Spatial sizes are (depth, height, width), 1 where a layer has fewer dims.
@@ -56,8 +56,8 @@ typedef struct {
 int32_t analogc_abi_version(void);
 
 // Instruction sets, best last: 0 baseline, 1 AVX2, 2 AVX-512, 3 AVX-512 VNNI.
-int32_t analogc_isa_supported(void);    // best one of this machine
-int32_t analogc_isa_use(int32_t isa);   // use this one; returns the one in use (-1: only ask)
+int32_t analogc_isa_supported(void);   // best one of this machine
+int32_t analogc_isa_use(int32_t isa);  // use this one; returns the one in use (-1: only ask)
 
 int64_t analogc_packed_size(const analogc_weight *weight);
 // written: [N, K] float32. Fills data and step.
@@ -70,6 +70,20 @@ int32_t analogc_forward(const analogc_layer *layer);
 // Standard normal numbers of row block `block` as a matrix [rows, columns].
 void analogc_normals(float *out, int64_t rows, int64_t columns, uint64_t key, uint32_t block,
                      uint32_t call);
+
+// For the backward pass. Matrices [rows, length] with a stride between rows; strides in elements.
+// out = what the tiles are driven with, in units of the input: code * unit / levels. range: one
+// number, or null for the abs-max of each row. levels 0: a copy.
+int32_t analogc_drive(const float *x, int64_t rows, int64_t length, int64_t x_stride,
+                      const float *range, int32_t levels, float *out, int64_t out_stride,
+                      int32_t threads);
+// out[i] = gradient[i] * mask[i]; out may be gradient.
+int32_t analogc_mask_gradient(const float *gradient, const uint8_t *mask, int64_t n, float *out,
+                              int32_t threads);
+// gradient *= |x| <= *range, in place.
+int32_t analogc_clip_gradient(float *gradient, int64_t rows, int64_t length, int64_t stride,
+                              const float *x, int64_t x_stride, const float *range,
+                              int32_t threads);
 
 // 64-bit content hash; the same on every machine of the same byte order.
 uint64_t analogc_hash(const void *data, uint64_t bytes);

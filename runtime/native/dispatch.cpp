@@ -34,15 +34,21 @@ int32_t g_level = supported();
 
 }  // namespace
 
-const Isa &isa() { return *table(__atomic_load_n(&g_level, __ATOMIC_RELAXED)); }
+const Isa &isa() {
+    return *table(__atomic_load_n(&g_level, __ATOMIC_RELAXED));
+}
 
 }  // namespace analogc
 
 using namespace analogc;
 
-extern "C" int32_t analogc_abi_version(void) { return ANALOGC_ABI_VERSION; }
+extern "C" int32_t analogc_abi_version(void) {
+    return ANALOGC_ABI_VERSION;
+}
 
-extern "C" int32_t analogc_isa_supported(void) { return supported(); }
+extern "C" int32_t analogc_isa_supported(void) {
+    return supported();
+}
 
 extern "C" int32_t analogc_isa_use(int32_t level) {
     if (level >= 0 && level <= supported()) __atomic_store_n(&g_level, level, __ATOMIC_RELAXED);
@@ -56,8 +62,7 @@ extern "C" void analogc_normals(float *out, int64_t rows, int64_t columns, uint6
     const int64_t width = matrix_width(columns), end = rows * width;
     float group[kGroup];
     for (int64_t e = 0; e < end; e += kGroup) {
-        isa().normals(group, static_cast<uint64_t>(e / kGroup), 1, static_cast<uint32_t>(key),
-                      static_cast<uint32_t>(key >> 32), block, call);
+        isa().normals(group, static_cast<uint64_t>(e / kGroup), 1, key, block, call);
         for (int64_t at = e; at < e + kGroup && at < end; at += 16) {
             const int64_t row = at / width, column = at % width;
             for (int64_t l = 0; l < 16 && column + l < columns; ++l) {

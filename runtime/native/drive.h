@@ -15,7 +15,7 @@ struct Kernels<float> {
     }
     static bool planes(const Planes &a, float *codes) { return isa().planes_float(a, codes); }
     static void gemm(const GemmFloat &g) { isa().gemm_float(g); }
-    static void lanes(const Lanes<float, float> &g) { isa().lanes_float(g); }
+    static void lanes(const LaneSums<float, float> &g) { isa().lanes_float(g); }
 };
 template <>
 struct Kernels<int16_t> {
@@ -26,7 +26,7 @@ struct Kernels<int16_t> {
     }
     static bool planes(const Planes &a, int16_t *codes) { return isa().planes_int16(a, codes); }
     static void gemm(const GemmInt16 &g) { isa().gemm_int16(g); }
-    static void lanes(const Lanes<int16_t, int32_t> &g) { isa().lanes_int16(g); }
+    static void lanes(const LaneSums<int16_t, int32_t> &g) { isa().lanes_int16(g); }
 };
 
 // Codes of n values; without a DAC they are the values.

@@ -112,7 +112,7 @@ inline void lane_mac(uint32_t &sum, int16_t code, int16_t weight) {
 }
 
 template <class Sum, class Code, class Acc>
-void lanes(const Lanes<Code, Acc> &g) {
+void lanes(const LaneSums<Code, Acc> &g) {
     for (int64_t n = 0; n < g.columns; n += 16) {
         for (int64_t i = 0; i < g.row_count; ++i) {
             Sum sum[16] = {};

@@ -25,9 +25,10 @@ struct Gemm {
 using GemmFloat = Gemm<float, float>;
 using GemmInt16 = Gemm<int16_t, int32_t>;
 
-// One output column for each lane: acc[i, n] = sum_k codes[rows[i] + offsets[k] + n] * weight[k, n].
+// One output column for each lane: acc[i, n] = sum_k codes[rows[i] + offsets[k] + n] * weight[k,
+// n].
 template <class Code, class Acc>
-struct Lanes {
+struct LaneSums {
     const Code *codes;
     const int64_t *rows;
     int64_t row_count;
@@ -43,7 +44,7 @@ struct Lanes {
 // matrix. Matrix [rows, columns], columns a multiple of 64; noise group of (i, 64 j) is
 // first_group + i * group_stride + j.
 struct Epilogue {
-    const void *acc;  // int32 or float [rows, columns]
+    const void *acc;    // int32 or float [rows, columns]
     const float *unit;  // [rows, columns] input range of each element, or null: it is in gain
     float *y;
     uint8_t *mask;  // [rows, columns] or null
@@ -51,7 +52,8 @@ struct Epilogue {
     uint64_t first_group, group_stride;
     const float *p_steps, *z_steps, *gain, *bias;  // [columns]; bias null: not the last row block
     float adc_levels;                              // 0: no ADC
-    uint32_t key0, key1, block, call;
+    uint64_t key;
+    uint32_t block, call;
     bool integer, first, noise;
 };
 
@@ -71,8 +73,8 @@ struct Isa {
     const char *name;
     void (*gemm_float)(const GemmFloat &);
     void (*gemm_int16)(const GemmInt16 &);
-    void (*lanes_float)(const Lanes<float, float> &);
-    void (*lanes_int16)(const Lanes<int16_t, int32_t> &);
+    void (*lanes_float)(const LaneSums<float, float> &);
+    void (*lanes_int16)(const LaneSums<int16_t, int32_t> &);
     void (*epilogue)(const Epilogue &);
     // Codes of n values. NaN gives kNaNCode in int16. Returns whether one was NaN.
     bool (*dac_float)(const float *x, int64_t n, float steps, float levels, float *codes);
@@ -83,8 +85,8 @@ struct Isa {
     // out[n * out_stride + p] = y[p * y_stride + n]
     void (*store_planes)(const float *y, int64_t rows, int64_t columns, int64_t y_stride,
                          float *out, int64_t out_stride);
-    void (*normals)(float *out, uint64_t first_group, int64_t groups, uint32_t key0, uint32_t key1,
-                    uint32_t block, uint32_t call);
+    void (*normals)(float *out, uint64_t first_group, int64_t groups, uint64_t key, uint32_t block,
+                    uint32_t call);
     uint64_t (*hash)(const void *data, uint64_t bytes);
 };
 

@@ -37,6 +37,27 @@ struct Vector {
     static void store_int(int32_t *p, Int v) {
         _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), v);
     }
+
+    // 64-bit lanes.
+    using Wide = __m256i;
+    static constexpr int kWideLanes = 4;
+    static Wide set_wide(uint64_t value) { return _mm256_set1_epi64x(static_cast<int64_t>(value)); }
+    static Wide load_wide(const void *p) {
+        return _mm256_loadu_si256(static_cast<const __m256i *>(p));
+    }
+    static void store_wide(void *p, Wide v) { _mm256_storeu_si256(static_cast<__m256i *>(p), v); }
+    static Wide add_wide(Wide a, Wide b) { return _mm256_add_epi64(a, b); }
+    static Wide xor_wide(Wide a, Wide b) { return _mm256_xor_si256(a, b); }
+    static Wide mul_low_halves(Wide a, Wide b) { return _mm256_mul_epu32(a, b); }
+    template <int kBits>
+    static Wide shift_right(Wide a) {
+        return _mm256_srli_epi64(a, kBits);
+    }
+    static Wide raise_halves(Wide a) { return _mm256_slli_epi64(a, 32); }
+    // 32-bit words: low halves of `even` at even places, of `odd` at odd ones.
+    static Wide interleave(Wide even, Wide odd) {
+        return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+    }
 };
 
 }  // namespace

@@ -52,6 +52,27 @@ struct Vector {
         return acc;
     }
     static void store_int(int32_t *p, const Int &v) { memcpy(p, v.lane, sizeof v.lane); }
+
+    // 64-bit lanes: one is enough for any processor.
+    using Wide = uint64_t;
+    static constexpr int kWideLanes = 1;
+    static Wide set_wide(uint64_t value) { return value; }
+    static Wide load_wide(const void *p) {
+        Wide v;
+        memcpy(&v, p, sizeof v);
+        return v;
+    }
+    static void store_wide(void *p, Wide v) { memcpy(p, &v, sizeof v); }
+    static Wide add_wide(Wide a, Wide b) { return a + b; }
+    static Wide xor_wide(Wide a, Wide b) { return a ^ b; }
+    static Wide mul_low_halves(Wide a, Wide b) { return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu); }
+    template <int kBits>
+    static Wide shift_right(Wide a) {
+        return a >> kBits;
+    }
+    static Wide raise_halves(Wide a) { return a << 32; }
+    // 32-bit words: the low half of `even` and above it that of `odd`.
+    static Wide interleave(Wide even, Wide odd) { return (even & 0xFFFFFFFFu) | odd << 32; }
 };
 
 }  // namespace

@@ -14,20 +14,14 @@ import torch
 from torch import Tensor
 
 from ..spec import LayerSpec
-from .loader import Layer, Library, Weight, library
+from .loader import Layer, Weight
+from .tensors import loaded
 
 Format = Literal["int16", "float32"]
 
 # Widest block for which int16 keeps at least 13 bits and a sign of a column's largest weight:
 # sums of 127 * 8191 * rows must fit 32 bits.
 _MOST_INT16_ROWS = (2**31 - 1) // (127 * 8191)
-
-
-def _library() -> Library:
-    found = library()
-    if found is None:
-        raise RuntimeError("the native library is not there: ask loader.library() first")
-    return found
 
 
 class Packed:
@@ -98,11 +92,11 @@ class Packed:
         n, k = written.shape
         step = torch.empty(n if format == "int16" else 0)
         packed = Packed(torch.empty(0, dtype=dtype), step, (n, k), rows, taps, groups)
-        size = _library().packed_size(packed._struct())
+        size = loaded().packed_size(packed._struct())
         if size < 0 or rows[-1] != k:
             raise ValueError(f"rows {rows}, taps {taps}, groups {groups} do not fit {n} x {k}")
         packed.data = torch.empty(size // dtype.itemsize, dtype=dtype)
-        if status := _library().pack(packed._struct(), written.data_ptr()):
+        if status := loaded().pack(packed._struct(), written.data_ptr()):
             raise ValueError(f"weight of {n} x {k} cannot be packed as {format} ({status})")
         return packed
 
@@ -127,7 +121,7 @@ class Packed:
     def _unpack(self, alpha: Tensor | None) -> Tensor:
         written = torch.empty(self.shape)
         pointer = None if alpha is None else alpha.data_ptr()
-        status = _library().unpack(self._struct(), pointer, written.data_ptr())
+        status = loaded().unpack(self._struct(), pointer, written.data_ptr())
         assert status == 0, "what was packed can be unpacked"
         return written
 
@@ -146,7 +140,7 @@ class Packed:
             data=self.data.data_ptr(),
             step=self.step.data_ptr(),
         )
-        struct.keep = rows  # type: ignore[attr-defined]
+        struct.keep = rows
         return struct
 
 
@@ -303,7 +297,7 @@ def forward(
         adc_range = _ready(adc_range)
         args.adc_range = adc_range.data_ptr()
     args.key, args.call, args.threads = key, call, torch.get_num_threads()
-    if status := _library().forward(args):
+    if status := loaded().forward(args):
         raise MemoryError(f"native kernel: status {status}")
     return y, mask
 
@@ -313,10 +307,3 @@ def _empty_mask(y: Tensor, blocks: int, last: bool) -> Tensor:
         return torch.empty((blocks, *y.shape), dtype=torch.bool)
     b, n, h, w = y.shape
     return torch.empty((blocks, b, h, w, n), dtype=torch.bool).permute(0, 1, 4, 2, 3)
-
-
-def normals(rows: int, columns: int, key: int, block: int = 0, call: int = 0) -> Tensor:
-    """Standard normal noise of row block ``block``, ``[rows, columns]``."""
-    out = torch.empty(rows, columns)
-    _library().normals(out.data_ptr(), rows, columns, key, block, call & 0xFFFFFFFF)
-    return out

@@ -13,7 +13,9 @@ namespace analogc {
 
 constexpr int64_t kPanel = 64;
 
-inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+inline int64_t round_up(int64_t value, int64_t step) {
+    return (value + step - 1) / step * step;
+}
 
 // Columns of the noise matrix.
 inline int64_t matrix_width(int64_t columns) {

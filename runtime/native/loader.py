@@ -92,6 +92,19 @@ class Library:
         self.normals = lib.analogc_normals
         self.normals.argtypes = [c_void_p, c_int64, c_int64, c_uint64, c_uint32, c_uint32]
         self.normals.restype = None
+        self.drive = lib.analogc_drive
+        self.drive.argtypes = [
+            c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int32, c_void_p, c_int64, c_int32,
+        ]  # fmt: skip
+        self.drive.restype = c_int32
+        self.mask_gradient = lib.analogc_mask_gradient
+        self.mask_gradient.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int32]
+        self.mask_gradient.restype = c_int32
+        self.clip_gradient = lib.analogc_clip_gradient
+        self.clip_gradient.argtypes = [
+            c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int32,
+        ]  # fmt: skip
+        self.clip_gradient.restype = c_int32
         self.hash = lib.analogc_hash
         self.hash.argtypes, self.hash.restype = [c_void_p, c_uint64], c_uint64
         self.hash_many = lib.analogc_hash_many

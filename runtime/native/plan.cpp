@@ -22,7 +22,9 @@ void Arena::release() {
     size_ = 0;
 }
 
-Arena::~Arena() { free(base_); }
+Arena::~Arena() {
+    free(base_);
+}
 
 Arena &thread_arena() {
     static thread_local Arena arena;

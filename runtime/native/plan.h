@@ -8,7 +8,7 @@ namespace analogc {
 // One block of memory for a call, carved into aligned arrays. Kept by the calling thread for its
 // next call, up to kKept bytes: fresh pages would cost more than small layers compute.
 class Arena {
-   public:
+ public:
     static constexpr int64_t kKept = int64_t{32} << 20;
 
     bool reserve(int64_t bytes);
@@ -25,7 +25,7 @@ class Arena {
     void release();  // gives back what is over kKept
     ~Arena();
 
-   private:
+ private:
     unsigned char *base_ = nullptr;
     int64_t size_ = 0, used_ = 0;
 };

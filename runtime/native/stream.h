@@ -14,8 +14,12 @@ namespace {
 inline int16_t to_code(float code) {
     return code == code ? static_cast<int16_t>(code) : kNaNCode;
 }
-inline void put(float &to, float code) { to = code; }
-inline void put(int16_t &to, float code) { to = to_code(code); }
+inline void put(float &to, float code) {
+    to = code;
+}
+inline void put(int16_t &to, float code) {
+    to = to_code(code);
+}
 
 template <class Code>
 bool dac(const float *x, int64_t n, float steps, float levels, Code *codes) {
@@ -175,31 +179,41 @@ inline uint64_t hash_mix(uint64_t a) {
     return a ^ (a >> 32);
 }
 
-inline void hash_stripe(uint64_t *lane, const unsigned char *data) {
-    uint64_t word[kHashLanes];
-    __builtin_memcpy(word, data, sizeof word);
-    for (int l = 0; l < kHashLanes; ++l) {
-        const uint64_t a = lane[l] ^ word[l];
-        const uint64_t b = (a & 0xFFFFFFFFu) * kHashPrime + (((a >> 32) * kHashPrime) << 32);
-        lane[l] = b ^ (b >> 29);
-    }
+// One step of a register of lanes: the product of 64 and 32 bits from two of 32 and 32.
+inline Vector::Wide hash_step(Vector::Wide lane, Vector::Wide word) {
+    using V = Vector;
+    const V::Wide prime = V::set_wide(kHashPrime), a = V::xor_wide(lane, word);
+    const V::Wide high = V::mul_low_halves(V::shift_right<32>(a), prime);
+    const V::Wide b = V::add_wide(V::mul_low_halves(a, prime), V::raise_halves(high));
+    return V::xor_wide(b, V::shift_right<29>(b));
 }
 
 uint64_t hash(const void *data, uint64_t bytes) {
     constexpr uint64_t kStripe = 8 * kHashLanes;
+    constexpr int kRegs = kHashLanes / Vector::kWideLanes;
     const unsigned char *at = static_cast<const unsigned char *>(data);
     uint64_t lane[kHashLanes];
     for (int l = 0; l < kHashLanes; ++l) lane[l] = hash_mix(bytes + static_cast<uint64_t>(l) + 1);
+    Vector::Wide sum[kRegs];
+    for (int i = 0; i < kRegs; ++i) sum[i] = Vector::load_wide(lane + i * Vector::kWideLanes);
     uint64_t left = bytes;
-    for (; left >= kStripe; left -= kStripe, at += kStripe) hash_stripe(lane, at);
+    for (; left >= kStripe; left -= kStripe, at += kStripe) {
+#pragma GCC unroll 32
+        for (int i = 0; i < kRegs; ++i) {
+            sum[i] = hash_step(sum[i], Vector::load_wide(at + i * 8 * Vector::kWideLanes));
+        }
+    }
     if (left) {
         unsigned char last[kStripe] = {};
         __builtin_memcpy(last, at, left);
-        hash_stripe(lane, last);
+        for (int i = 0; i < kRegs; ++i) {
+            sum[i] = hash_step(sum[i], Vector::load_wide(last + i * 8 * Vector::kWideLanes));
+        }
     }
-    uint64_t sum = bytes;
-    for (int l = 0; l < kHashLanes; ++l) sum = hash_mix(sum ^ lane[l]) + 0x9E3779B97F4A7C15u;
-    return sum;
+    for (int i = 0; i < kRegs; ++i) Vector::store_wide(lane + i * Vector::kWideLanes, sum[i]);
+    uint64_t joined = bytes;
+    for (int l = 0; l < kHashLanes; ++l) joined = hash_mix(joined ^ lane[l]) + 0x9E3779B97F4A7C15u;
+    return joined;
 }
 
 }  // namespace

@@ -4,18 +4,18 @@
 #include "gemm.h"
 #include "stream.h"
 
-#define ANALOGC_TABLE(name)                                                                    \
-    {name,                                                                                     \
-     gemm<FloatMath>,                                                                          \
-     gemm<Int16Math>,                                                                          \
-     lanes<float, float, float>,                                                               \
-     lanes<uint32_t, int16_t, int32_t>,                                                        \
-     epilogue,                                                                                 \
-     dac<float>,                                                                               \
-     dac<int16_t>,                                                                             \
-     absmax,                                                                                   \
-     planes<float>,                                                                            \
-     planes<int16_t>,                                                                          \
-     store_planes,                                                                             \
-     normals,                                                                                  \
+#define ANALOGC_TABLE(name)             \
+    {name,                              \
+     gemm<FloatMath>,                   \
+     gemm<Int16Math>,                   \
+     lanes<float, float, float>,        \
+     lanes<uint32_t, int16_t, int32_t>, \
+     epilogue,                          \
+     dac<float>,                        \
+     dac<int16_t>,                      \
+     absmax,                            \
+     planes<float>,                     \
+     planes<int16_t>,                   \
+     store_planes,                      \
+     normals,                           \
      hash}

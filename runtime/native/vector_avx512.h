@@ -1,6 +1,13 @@
 // Registers of the GEMM tile on AVX-512: 6 x 4 of 32 hold sums.
 #pragma once
 #include <immintrin.h>
+#include <stdint.h>
+
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12 takes the undefined operands inside its own intrinsics for a mistake (bug 105593).
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 
 namespace analogc {
 namespace {
@@ -31,6 +38,25 @@ struct Vector {
 #endif
     }
     static void store_int(int32_t *p, Int v) { _mm512_storeu_si512(p, v); }
+
+    // 64-bit lanes.
+    using Wide = __m512i;
+    static constexpr int kWideLanes = 8;
+    static Wide set_wide(uint64_t value) { return _mm512_set1_epi64(static_cast<int64_t>(value)); }
+    static Wide load_wide(const void *p) { return _mm512_loadu_si512(p); }
+    static void store_wide(void *p, Wide v) { _mm512_storeu_si512(p, v); }
+    static Wide add_wide(Wide a, Wide b) { return _mm512_add_epi64(a, b); }
+    static Wide xor_wide(Wide a, Wide b) { return _mm512_xor_si512(a, b); }
+    static Wide mul_low_halves(Wide a, Wide b) { return _mm512_mul_epu32(a, b); }
+    template <int kBits>
+    static Wide shift_right(Wide a) {
+        return _mm512_srli_epi64(a, kBits);
+    }
+    // 32-bit words: low halves of `even` at even places, of `odd` at odd ones.
+    static Wide interleave(Wide even, Wide odd) {
+        return _mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
+    }
+    static Wide raise_halves(Wide a) { return _mm512_slli_epi64(a, 32); }
 };
 
 }  // namespace

@@ -1,0 +1,53 @@
+// What the backward pass needs beside GEMMs of its caller: straight through converters inside their
+// range, zero outside.
+#include "abi.h"
+#include "isa.h"
+
+#include <math.h>
+#include <string.h>
+
+using namespace analogc;
+
+extern "C" int32_t analogc_drive(const float *x, int64_t rows, int64_t length, int64_t x_stride,
+                                 const float *range, int32_t levels, float *out, int64_t out_stride,
+                                 int32_t threads) {
+    if (rows < 0 || length < 0 || threads < 1) return ANALOGC_BAD_ARGUMENT;
+    const float most = static_cast<float>(levels);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t i = 0; i < rows; ++i) {
+        const float *from = x + i * x_stride;
+        float *to = out + i * out_stride;
+        if (levels <= 0) {
+            memcpy(to, from, static_cast<size_t>(length) * sizeof(float));
+            continue;
+        }
+        float unit = range ? *range : isa().absmax(from, length);
+        if (unit == 0) unit = 1;
+        isa().dac_float(from, length, most / unit, most, to);
+        const float scale = unit / most;
+        for (int64_t k = 0; k < length; ++k) to[k] *= scale;
+    }
+    return ANALOGC_OK;
+}
+
+extern "C" int32_t analogc_mask_gradient(const float *gradient, const uint8_t *mask, int64_t n,
+                                         float *out, int32_t threads) {
+    if (n < 0 || threads < 1) return ANALOGC_BAD_ARGUMENT;
+#pragma omp parallel for simd num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t i = 0; i < n; ++i) out[i] = gradient[i] * static_cast<float>(mask[i]);
+    return ANALOGC_OK;
+}
+
+extern "C" int32_t analogc_clip_gradient(float *gradient, int64_t rows, int64_t length,
+                                         int64_t stride, const float *x, int64_t x_stride,
+                                         const float *range, int32_t threads) {
+    if (rows < 0 || length < 0 || threads < 1) return ANALOGC_BAD_ARGUMENT;
+    const float full = *range;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t i = 0; i < rows; ++i) {
+        float *to = gradient + i * stride;
+        const float *at = x + i * x_stride;
+        for (int64_t k = 0; k < length; ++k) to[k] *= fabsf(at[k]) <= full ? 1.0f : 0.0f;
+    }
+    return ANALOGC_OK;
+}
