@@ -2,7 +2,8 @@
 
 Words are mixed into a vector of lanes row by row, with an xor, an odd multiplication and a shift
 each, so a change of sign, an exchange of rows or a common offset does not cancel out as it may in
-a sum or an xor of all words. About 3.5 GiB/s on one core.
+a sum or an xor of all words. NumPy reads about 3.5 GiB/s on one core; the native library, whose
+mixing is its own, several times that.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from .native.loader import library
 
 _LANES = 1 << 15
 _START = np.uint64(0x9E3779B97F4A7C15)
@@ -22,13 +25,17 @@ Words = NDArray[np.uint64]
 
 def fingerprint(tensor: Tensor) -> int:
     """Fingerprint of the values of a CPU tensor, in the order of its contiguous form."""
-    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-    whole = len(flat) // 8 * 8
-    words = flat[:whole].view(np.uint64)
+    whole = tensor.detach().contiguous()
+    native = library()
+    if native is not None:
+        return int(native.hash(whole.data_ptr(), whole.nbytes))
+    flat = whole.reshape(-1).view(torch.uint8).numpy()
+    end = len(flat) // 8 * 8
+    words = flat[:end].view(np.uint64)
     lanes = _mix(words)
-    if whole != len(flat):
+    if end != len(flat):
         tail = np.zeros(8, dtype=np.uint8)
-        tail[: len(flat) - whole] = flat[whole:]
+        tail[: len(flat) - end] = flat[end:]
         lanes = np.concatenate([lanes, tail.view(np.uint64)])
     return _fold(lanes)
 

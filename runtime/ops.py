@@ -23,6 +23,7 @@ from torch import Tensor
 from . import gpu, kernels, tiles
 from .kernels import Ranges
 from .mvm import geometry
+from .native import backward
 from .native import layer as native
 from .noise import NoiseSource
 from .spec import LayerSpec, parse
@@ -256,20 +257,28 @@ def _saving_backward(
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
     settings = parse(spec)
-    mvm = geometry(settings, weight.shape, stride, padding, dilation, groups)
     single = weight.dim() > 2 and x.dim() == weight.dim() - 1
-    grad_x, grad_w = kernels.backward(
-        mvm,
-        grad.unsqueeze(0) if single else grad,
-        x.unsqueeze(0) if single else x,
-        weight,
-        _programmed(weight, settings, key, groups),
-        mask if mask.numel() else None,
-        Ranges(input_range, None),
-        settings,
-        need_input,
-        need_weight,
-    )
+    batched, batched_grad = (x.unsqueeze(0), grad.unsqueeze(0)) if single else (x, grad)
+    held = _programmed(weight, settings, key, groups)
+    masks = mask if mask.numel() else None
+    packed = held.packed
+    if (
+        packed is not None
+        and (packed.groups, packed.rows) == (groups, settings.rows)
+        and backward.serves(packed, settings)
+    ):
+        grad_x, grad_w = backward.backward(
+            batched_grad.float(), batched.float(), packed, held.scale, masks, input_range,
+            settings, (stride, padding, dilation), need_input, need_weight,
+        )  # fmt: skip
+        grad_x = None if grad_x is None else grad_x.to(x.dtype)
+        grad_w = None if grad_w is None else grad_w.to(weight.dtype)
+    else:
+        mvm = geometry(settings, weight.shape, stride, padding, dilation, groups)
+        grad_x, grad_w = kernels.backward(
+            mvm, batched_grad, batched, weight, held, masks, Ranges(input_range, None), settings,
+            need_input, need_weight,
+        )  # fmt: skip
     if grad_x is None:
         grad_x = x.new_empty(0)
     else:

@@ -18,10 +18,10 @@ from .fingerprint import fingerprint
 from .standin import find, resolve
 from .watch import can_be_watched, edges, page_watch
 
-SMALL = 1 << 14
-"""Bytes up to which a tensor's content is kept and compared as it is."""
+UNWATCHED = 1 << 17
+"""Bytes up to which looking at the content costs less than asking the kernel about it."""
 
-Content = bytes | int | None
+Content = int | None
 
 
 class Stamp:
@@ -86,7 +86,7 @@ class Stamp:
         # protected only once a weight stood still: in training it changes with every step.
         self.watched = (
             watch is not None
-            and tensor.nbytes > SMALL
+            and tensor.nbytes > UNWATCHED
             and can_be_watched(tensor)
             and watch.protect(tensor)
         )
@@ -119,16 +119,13 @@ class Stamp:
 
 
 def content_of(tensor: Tensor) -> Content:
-    """What a tensor's values are known by: a copy if small, else a fingerprint.
+    """What a tensor's values are known by: a fingerprint.
 
     None for memory that is not the CPU's: to look at it would stall the device on every call, so
     writes that bump no version counter are not noticed there.
     """
     if tensor.device.type != "cpu":
         return None
-    if tensor.nbytes <= SMALL:
-        flat = tensor.detach().contiguous().reshape(-1)
-        return flat.view(torch.uint8).numpy().tobytes()
     return fingerprint(tensor)
 
 

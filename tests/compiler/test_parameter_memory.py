@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.utils import parametrizations
 from torch.utils.dlpack import from_dlpack
 
 import analogc
@@ -21,7 +22,7 @@ from analogc import CompiledModel, TileSpec
 from analogc.errors import InputError, UnsupportedError
 from analogc.runtime.derived import DerivedWeight
 from analogc.runtime.guard import Guard
-from analogc.runtime.stamp import SMALL, Stamp
+from analogc.runtime.stamp import Stamp
 
 TARGETS = ["ideal", "generic-8bit"]
 
@@ -157,7 +158,7 @@ def test_views_of_tile_buffers_share_memory() -> None:
     for _, array in compiled._arrays():
         held = array.programmed
         assert held is not None and len(held.blocks) == 2
-        for buffer in (*held.blocks, held.scale):
+        for buffer in held.buffers:
             assert buffer.is_contiguous()
             for view in (buffer.numpy(), np.asarray(buffer), np.from_dlpack(buffer)):
                 assert view.__array_interface__["data"][0] == buffer.data_ptr()
@@ -213,8 +214,6 @@ def measured(make: Callable[[], tuple[nn.Module, Tensor]], target: str) -> float
     after = storages()
     total = sum(n for at, n in after.items() if at not in before and at != x.data_ptr())
     for stamp in stamps(compiled):
-        if isinstance(stamp.content, bytes):
-            total += len(stamp.content)
         total += len(stamp.edges)
     return total / size
 
@@ -242,7 +241,19 @@ def convs_and_norms() -> tuple[nn.Module, Tensor]:
     ), torch.randn(1, 16, 10, 10)  # fmt: skip
 
 
-@pytest.mark.parametrize("make", [mlp, transformer, convs, convs_and_norms])
+def small_blocks() -> tuple[nn.Module, Tensor]:
+    """Many small layers, as in networks for small devices; all weights computed."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, 1, 1)]
+    for _ in range(6):
+        layers += [nn.Conv2d(16, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+        layers += [parametrizations.weight_norm(nn.Conv2d(16, 16, 3, 1, 1)), nn.ReLU()]
+    return nn.Sequential(*layers), torch.randn(1, 3, 8, 8)
+
+
+MODELS = [mlp, transformer, convs, convs_and_norms, small_blocks]
+
+
+@pytest.mark.parametrize("make", MODELS)
 def test_an_ideal_compiled_model_takes_no_more_memory_than_the_model(
     make: Callable[[], tuple[nn.Module, Tensor]],
 ) -> None:
@@ -250,18 +261,11 @@ def test_an_ideal_compiled_model_takes_no_more_memory_than_the_model(
 
 
 @pytest.mark.parametrize("target", ["generic-8bit", "generic-8bit-noisy"])
-@pytest.mark.parametrize("make", [mlp, transformer, convs, convs_and_norms])
-def test_a_programmed_model_takes_twice_the_model(
+@pytest.mark.parametrize("make", MODELS)
+def test_a_programmed_model_takes_at_most_twice_the_model(
     make: Callable[[], tuple[nn.Module, Tensor]], target: str
 ) -> None:
-    assert 1.9 < measured(make, target) < 2.1
-
-
-def test_a_stamp_keeps_the_content_of_small_tensors_only() -> None:
-    for size in (16, SMALL // 4, SMALL // 4 + 1, SMALL):
-        content = Stamp(torch.randn(size)).content
-        assert isinstance(content, bytes) == (size * 4 <= SMALL)
-        assert not isinstance(content, bytes) or len(content) <= SMALL
+    assert 1.0 < measured(make, target) < 2.1
 
 
 def test_training_steps_do_not_pile_up_memory() -> None:
@@ -385,6 +389,8 @@ ALLOWED = {
     "runtime/stamp.py:Stamp.dtype": "as device",
     "runtime/target.py:Target.device": "the device model of a target, no torch.device",
     "runtime/spec.py:LayerSpec.device": "the device model of a layer, no torch.device",
+    "runtime/cuda.py:CupyKernels._device": "what its kernels were compiled for",
+    "runtime/gpu.py:_Prepared.device_starts": "a tensor",
     "compiler/graph_json.py:GraphReader.device": "where to load a file to; gone when it is read",
     "compiler/signature.py:TensorLeaf.dtype": "of an input, to check calls against",
     "compiler/cli_inputs.py:InputSpec.dtype": "of an input that the command line makes",

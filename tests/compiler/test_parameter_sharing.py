@@ -14,6 +14,8 @@ from torch import Tensor, nn
 import analogc
 from analogc import CompiledModel, TileSpec
 
+from .closeness import assert_holds
+
 
 class Twice(nn.Module):
     """One module at two places of the tree, used three times."""
@@ -155,7 +157,7 @@ def assert_tied(name: str, compiled: CompiledModel) -> None:
         compiled(x)
     for weight in compiled.weights.values():
         held, live = weight.programmed(), weight.get().detach()
-        torch.testing.assert_close(held, live, rtol=1e-6, atol=1e-7)
+        assert_holds(held, live)
 
 
 def step(compiled: CompiledModel, x: Tensor, kind: type[torch.optim.Optimizer]) -> None:

@@ -35,9 +35,9 @@ class Net(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(2, 3, 3, bias=False)
         self.norm = nn.BatchNorm2d(3)
-        self.body = nn.Linear(12, 140)
-        self.twice = nn.Linear(140, 140)
-        self.head = nn.Linear(140, 4)
+        self.body = nn.Linear(12, 192)
+        self.twice = nn.Linear(192, 192)
+        self.head = nn.Linear(192, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.tanh(self.body(torch.relu(self.norm(self.conv(x))).flatten(1)))

@@ -35,7 +35,7 @@ def build(size: int, folded: bool) -> tuple[Any, Tensor]:
 
 
 @pytest.mark.parametrize("folded", [False, True], ids=["plain", "folded"])
-@pytest.mark.parametrize("size", [12, 160], ids=["small", "watched"])
+@pytest.mark.parametrize("size", [12, 192], ids=["small", "watched"])
 @pytest.mark.parametrize("name", ROUTES)
 def test_every_write_is_seen(name: str, size: int, folded: bool) -> None:
     model, x = build(size, folded)
@@ -52,7 +52,7 @@ def test_every_write_is_seen(name: str, size: int, folded: bool) -> None:
     assert compiled.weights["0"].times_programmed == 2
 
 
-@pytest.mark.parametrize("size", [12, 160])
+@pytest.mark.parametrize("size", [12, 192])
 def test_nothing_is_programmed_again_without_a_write(size: int) -> None:
     model, x = build(size, True)
     compiled = analogc.compile(model, (x,), target="generic-8bit-noisy", seed=0)
@@ -66,7 +66,7 @@ def test_nothing_is_programmed_again_without_a_write(size: int) -> None:
 
 @pytest.mark.parametrize("how", ["same values", "moved"])
 def test_the_same_content_is_not_programmed_again(how: str) -> None:
-    model, x = build(160, False)
+    model, x = build(192, False)
     compiled = analogc.compile(model, (x,), seed=0)
     with torch.no_grad():
         if how == "moved":
@@ -78,10 +78,10 @@ def test_the_same_content_is_not_programmed_again(how: str) -> None:
 
 
 def test_a_write_through_an_alias_made_before_compile_is_seen() -> None:
-    flat = torch.randn(160 * 160)
+    flat = torch.randn(192 * 192)
     array = flat.numpy()
-    model, x = build(160, False)
-    model[0].weight = nn.Parameter(flat.view(160, 160))
+    model, x = build(192, False)
+    model[0].weight = nn.Parameter(flat.view(192, 192))
     compiled = analogc.compile(model, (x,), seed=0)
     with torch.no_grad():
         compiled(x), compiled(x)
@@ -94,8 +94,8 @@ def _write_shared(w: Tensor) -> None:
 
 
 def test_a_write_by_another_process_is_seen() -> None:
-    model, x = build(160, False)
-    shared = torch.randn(160, 160).share_memory_()
+    model, x = build(192, False)
+    shared = torch.randn(192, 192).share_memory_()
     model[0].weight = nn.Parameter(shared, requires_grad=False)
     compiled = analogc.compile(model, (x,), seed=0)
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_a_write_by_another_process_is_seen() -> None:
 @pytest.mark.parametrize("name", ROUTES)
 def test_every_write_is_seen_under_torch_compile(name: str) -> None:
     torch.compiler.reset()
-    model, x = build(160, True)
+    model, x = build(192, True)
     compiled = analogc.compile(model, (x,), seed=0)
     fast = torch.compile(compiled, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_every_write_is_seen_under_torch_compile(name: str) -> None:
 
 
 def test_stale_tiles_say_how_the_weight_was_written() -> None:
-    model, x = build(160, False)
+    model, x = build(192, False)
     compiled = analogc.compile(model, (x,), seed=0)
     compiled.auto_sync = False
     with torch.no_grad():
