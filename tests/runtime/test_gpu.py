@@ -264,6 +264,49 @@ def test_float_epilogues_equal_the_integer_one(host: HostKernels) -> None:
     assert_alike(integer, y, spec)
 
 
+def test_dac_kernels_fill_padded_blocks_of_codes(host: HostKernels) -> None:
+    x = torch.randn(5, 40)
+    rows = torch.tensor([0, 7, 40], dtype=torch.int32)
+    starts = torch.tensor([0, 16, 64], dtype=torch.int32)
+    full = torch.tensor([1.5, 2.5])
+    for name, dtype, levels in (("int8", torch.int8, 127), ("float", torch.float32, 2047)):
+        for given in (full, None):
+            codes = torch.full((8 * 64,), 99, dtype=dtype)
+            unit = torch.empty(2, 5)
+            sizes = [np.int32(5), np.int32(8), np.float32(levels)]
+            host.launch(
+                f"analogc_dac_{name}",
+                (2, 2),
+                (32, 4),
+                [x, codes, unit, rows, starts, given, *sizes],
+            )
+            for r, (a, b, part) in enumerate([(0, 7, codes[:128]), (7, 40, codes[128:])]):
+                peak = x[:, a:b].abs().amax(1, keepdim=True) if given is None else full[r]
+                expected = (x[:, a:b] * (levels / peak)).round().clamp(-levels, levels)
+                matrix = part.view(8, -1)
+                assert torch.equal(matrix[:5, : b - a].float(), expected)
+                assert not matrix[:5, b - a :].any()
+                assert (matrix[5:] == 99).all()
+                expected_unit = peak[:, 0] if given is None else torch.ones(5)
+                assert torch.equal(unit[r], expected_unit)
+
+
+def test_noise_counter_reaches_beyond_32_bits(host: HostKernels) -> None:
+    case = {"n": 10, "k": 8, "dac": None, "adc": None, "noise": 1.0, "bias": False}
+    _, _, held, bias, ranges, spec, key = operands(case)
+    held = tiles.Programmed(held.blocks, torch.ones(10))
+    layer = gpu._Layer(host, held, bias, ranges, spec, key, False)
+    y, flat = torch.empty(6, 10), gpu._Strides(0, 10, 0, 1)
+
+    first = 2**30
+    layer._epilogue(
+        "float", torch.zeros(1, 6, 10), None, layer._constants(None), y, None,
+        gpu._Places(6, 1, 10, flat, flat), first,
+    )  # fmt: skip
+
+    assert np.array_equal(y.numpy(), philox.normals(key.bits, 0, key.counter, 6, 10, first))
+
+
 def test_chunks_give_the_same_numbers(host: HostKernels, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("linear-many-vectors", "linear-9-bit"):
         case = {**CASES[name], "batch": (150,)}
@@ -271,10 +314,12 @@ def test_chunks_give_the_same_numbers(host: HostKernels, monkeypatch: pytest.Mon
             args = operands({**case, "n": n})
             whole, whole_mask = gpu.forward(*args, want_mask=True)
             with monkeypatch.context() as patch:
-                patch.setattr(gpu, "_SUMS", 1)
+                # 64 vectors at a time, 70 rounded down.
+                wide = -(-n // 8) * 16 if name == "linear-many-vectors" else n
+                patch.setattr(gpu, "_SUMS", 70 * 4 * wide * len(args[5].blocks))
                 host.launched.clear()
                 parts, parts_mask = gpu.forward(*args, want_mask=True)
-            assert host.launched.count("analogc_epilogue_" + whole_kind(args)) == 5
+            assert host.launched.count("analogc_epilogue_" + whole_kind(args)) == 3
             assert torch.equal(whole, parts)
             assert whole_mask is not None and parts_mask is not None
             assert torch.equal(whole_mask, parts_mask)
