@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analogc import Converter, GaussianDevice
-from analogc.runtime import cuda, gpu, kernels, philox, tiles
+from analogc.runtime import cuda_kernels, gpu, kernels, philox, tiles
 from analogc.runtime.kernels import Ranges
 from analogc.runtime.mvm import geometry
 from analogc.runtime.noise import NoiseKey
@@ -46,10 +46,10 @@ class HostKernels:
         name: str,
         grid: tuple[int, int],
         block: tuple[int, int],
-        args: Sequence[cuda.Argument],
+        args: Sequence[cuda_kernels.Argument],
     ) -> None:
         self.launched.append(name)
-        values = [cuda.address(a) for a in args]
+        values = [cuda_kernels.address(a) for a in args]
         found = "".join(
             "P" if a is None or isinstance(a, Tensor) else a.dtype.char.replace("l", "q")
             for a in args
@@ -68,7 +68,7 @@ class HostKernels:
 def host(build_host: Callable[..., ctypes.CDLL], monkeypatch: pytest.MonkeyPatch) -> HostKernels:
     """``gpu.forward`` runs on the CPU from here on."""
     found = HostKernels(build_host("cuda_host.cpp", "-Wno-unknown-pragmas"))
-    monkeypatch.setattr(cuda, "kernels_for", lambda device: found)
+    monkeypatch.setattr(cuda_kernels, "kernels_for", lambda device: found)
     return found
 
 
@@ -427,15 +427,16 @@ def test_float32_precision_of_the_user_is_left_alone(host: HostKernels) -> None:
         torch.backends.cuda.matmul.fp32_precision = "none"
 
 
-def test_weights_are_prepared_once_and_freed_with_the_tiles(host: HostKernels) -> None:
-    args = operands(CASES["linear"])
+@pytest.mark.parametrize("name", ["linear", "linear-9-bit"])
+def test_weights_are_prepared_once_and_freed_with_the_tiles(host: HostKernels, name: str) -> None:
+    args = operands(CASES[name])
     before = len(gpu._PREPARED)
     gpu.forward(*args)
-    first = gpu._PREPARED[args[2].scale]
+    first = gpu._PREPARED[args[2].blocks[0]]
 
     gpu.forward(*args)
 
-    assert gpu._PREPARED[args[2].scale] is first
+    assert gpu._PREPARED[args[2].blocks[0]] is first
     assert len(gpu._PREPARED) == before + 1
     del args
     assert len(gpu._PREPARED) == before
@@ -445,14 +446,14 @@ def test_without_cupy_there_is_one_warning_and_plain_torch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
-    cuda.kernels_for.cache_clear()
+    cuda_kernels.kernels_for.cache_clear()
     args = operands(CASES["linear"])
     try:
         with pytest.warns(UserWarning, match=r"plain torch.*pip install 'analogc\[cuda\]'"):
             found, _ = gpu.forward(*args)
         again, _ = gpu.forward(*args)  # no second warning: warnings are errors here
     finally:
-        cuda.kernels_for.cache_clear()
+        cuda_kernels.kernels_for.cache_clear()
 
     assert torch.equal(found, kernels.forward(*args)[0])
     assert torch.equal(again, found)
@@ -464,9 +465,11 @@ def test_without_cupy_there_is_one_warning_and_plain_torch(
 def compile_cuda(architecture: str) -> str:
     """Log of NVRTC for the source; fails with it if the source does not compile."""
     nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="pip install 'analogc[cuda-test]'")
-    options = [f"--gpu-architecture={architecture}", "--ptxas-options=-v", *cuda.OPTIONS]
+    options = [f"--gpu-architecture={architecture}", "--ptxas-options=-v", *cuda_kernels.OPTIONS]
     try:
-        _, program = nvrtc.nvrtcCreateProgram(cuda.source().encode(), b"kernels.cu", 0, [], [])
+        _, program = nvrtc.nvrtcCreateProgram(
+            cuda_kernels.source().encode(), b"kernels.cu", 0, [], []
+        )
     except RuntimeError as error:  # cuda-bindings without a library
         pytest.skip(str(error).splitlines()[0])
     (result,) = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
@@ -509,7 +512,7 @@ def test_cuda_equals_the_host_kernels(
     found, _ = gpu.forward(mvm, x.to(there), moved, cuda_bias, on_cuda, spec, key)
 
     host_kernels = HostKernels(build_host("cuda_host.cpp", "-Wno-unknown-pragmas"))
-    monkeypatch.setattr(cuda, "kernels_for", lambda device: host_kernels)
+    monkeypatch.setattr(cuda_kernels, "kernels_for", lambda device: host_kernels)
     expected, _ = gpu.forward(mvm, x, held, bias, ranges, spec, key)
 
     if "analogc_epilogue_int" in host_kernels.launched:
