@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from . import cuda, kernels, philox
-from .cuda import Argument, Kernels
+from . import cuda_kernels, kernels, philox
+from .cuda_kernels import Argument, Kernels
 from .kernels import Ranges
 from .mvm import ConvMVM, DenseMVM, Geometry, PatchMVM
 from .noise import NoiseKey
@@ -57,7 +57,7 @@ def forward(
     """
     found = None
     if tiles.scale.dtype == torch.float32 and x.numel() and tiles.scale.numel():
-        found = cuda.kernels_for(x.device)
+        found = cuda_kernels.kernels_for(x.device)
     if found is None:
         return kernels.forward(mvm, x, tiles, bias, ranges, spec, key, want_mask)
     layer = _Layer(found, tiles, bias, ranges, spec, key, want_mask and spec.adc is not None)
@@ -88,26 +88,26 @@ def _exact_float32() -> Iterator[None]:
 class _Prepared:
     """Weights of a linear layer as the GEMMs take them."""
 
-    weights: tuple[Tensor, ...]
-    """Of each row block: float32 ``[K_r, N]``, or int8 ``[padded K_r, 2 padded N]``: the higher
-    halves of all columns, then the lower."""
+    halves: tuple[Tensor, ...]
+    """Of each row block, int8 ``[padded K_r, 2 padded N]``: the higher halves of all columns, then
+    the lower. Empty if the GEMMs take the programmed float32 blocks."""
     step: Tensor | None
     """Weight of one integer step of each column, ``[N]``; None for float32."""
     rows: Tensor
     """Row block boundaries in K, int32 ``[R + 1]``."""
     starts: tuple[int, ...]
     """The same with every block padded, as the codes are stored."""
-    device_starts: Tensor
+    starts_tensor: Tensor
 
 
 _PREPARED: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""By the scale of a ``Programmed``, which is made anew whenever the weight is programmed."""
+"""By the first block of a ``Programmed``, which is made anew whenever the weight is programmed."""
 
 
 def _prepared(tiles: Programmed, spec: LayerSpec) -> _Prepared:
-    found: _Prepared | None = _PREPARED.get(tiles.scale)
+    found: _Prepared | None = _PREPARED.get(tiles.blocks[0])
     if found is None:
-        found = _PREPARED[tiles.scale] = _prepare(tiles, spec)
+        found = _PREPARED[tiles.blocks[0]] = _prepare(tiles, spec)
     return found
 
 
@@ -115,16 +115,16 @@ def _prepare(tiles: Programmed, spec: LayerSpec) -> _Prepared:
     device = tiles.scale.device
     rows = torch.tensor(spec.rows, dtype=torch.int32, device=device)
     if spec.dac is None or spec.dac.levels > 127:
-        return _Prepared(tuple(w.mT for w in tiles.blocks), None, rows, spec.rows, rows)
+        return _Prepared((), None, rows, spec.rows, rows)
     longest = max(stop - start for start, stop in spec.blocks)
     # |sum of code * weight| <= 127 * longest * limit < 2^31.
     limit = min(_INT8_LIMIT, (2**31 - 1) // (127 * longest))
     peak = torch.stack([w.abs().amax(1) for w in tiles.blocks]).amax(0)
     step = torch.where(peak > 0, peak / limit, 1.0)
-    weights = tuple(_halves(w, step) for w in tiles.blocks)
-    starts = (0, *itertools.accumulate(w.shape[0] for w in weights))
-    device_starts = torch.tensor(starts, dtype=torch.int32, device=device)
-    return _Prepared(weights, step, rows, starts, device_starts)
+    halves = tuple(_halves(w, step) for w in tiles.blocks)
+    starts = (0, *itertools.accumulate(w.shape[0] for w in halves))
+    starts_tensor = torch.tensor(starts, dtype=torch.int32, device=device)
+    return _Prepared(halves, step, rows, starts, starts_tensor)
 
 
 def _halves(weight: Tensor, step: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ class _Layer:
         y = x.new_empty((vectors, n))
         mask = self._new_mask(y)
         constants = self._constants(held.step)
-        wide = n if held.step is None else held.weights[0].shape[1]
+        wide = n if held.step is None else held.halves[0].shape[1]
         # Chunks begin at whole groups of the noise matrix, which span up to 4 rows.
         chunk = max(_MIN_VECTORS, _SUMS // (4 * wide * self._blocks) // 32 * 32)
         kind = "float" if held.step is None else "int"
@@ -218,7 +218,8 @@ class _Layer:
         vectors, integer = len(x), held.step is not None
         padded = max(_aligned(vectors, 8), _MIN_VECTORS) if integer else vectors
         kind = torch.int32 if integer else torch.float32
-        sums = x.new_empty((self._blocks, padded, held.weights[0].shape[1]), dtype=kind)
+        weights = held.halves or [block.mT for block in self.tiles.blocks]
+        sums = x.new_empty((self._blocks, padded, weights[0].shape[1]), dtype=kind)
         unit = None
         if self.spec.dac is None:
             parts = [x[:, a:b] for a, b in self.spec.blocks]
@@ -231,14 +232,14 @@ class _Layer:
                 "analogc_dac_int8" if integer else "analogc_dac_float",
                 (-(-vectors // 4), self._blocks),
                 (32, 4),
-                [x, codes, unit, held.rows, held.device_starts, self._input_range(),
+                [x, codes, unit, held.rows, held.starts_tensor, self._input_range(),
                  np.int32(vectors), np.int32(padded), np.float32(self.spec.dac.levels)],
             )  # fmt: skip
             parts = [
                 codes[padded * a : padded * b].view(padded, b - a)
                 for a, b in itertools.pairwise(held.starts)
             ]
-        for part, weight, out in zip(parts, held.weights, sums, strict=True):
+        for part, weight, out in zip(parts, weights, sums, strict=True):
             if integer:
                 torch._int_mm(part, weight, out=out)
             else:

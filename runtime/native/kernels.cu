@@ -46,9 +46,10 @@ __device__ __forceinline__ void dac(const float *x, Code *codes, float *unit, co
         store_code(to + k, k < count ? analogc::dac_code(from[k], steps, levels) : 0.0f);
     }
     if (threadIdx.x == 0) {
-        const bool broken = peak > kInfinity || (dynamic && peak == kInfinity);
-        unit[(long long)r * vectors + m] =
-            broken ? __int_as_float(0x7FC00000) : dynamic ? largest : 1.0f;
+        // An infinite range needs no care: it makes the outputs NaN by itself, as in torch.
+        unit[(long long)r * vectors + m] = peak > kInfinity ? __int_as_float(0x7FC00000)
+                                           : dynamic        ? largest
+                                                            : 1.0f;
     }
 }
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analogc import Converter, GaussianDevice
-from analogc.runtime import cuda, gpu, kernels, philox, tiles
+from analogc.runtime import cuda_kernels, gpu, kernels, philox, tiles
 from analogc.runtime.kernels import Ranges
 from analogc.runtime.mvm import geometry
 from analogc.runtime.noise import NoiseKey
@@ -46,10 +46,10 @@ class HostKernels:
         name: str,
         grid: tuple[int, int],
         block: tuple[int, int],
-        args: Sequence[cuda.Argument],
+        args: Sequence[cuda_kernels.Argument],
     ) -> None:
         self.launched.append(name)
-        values = [cuda.address(a) for a in args]
+        values = [cuda_kernels.address(a) for a in args]
         found = "".join(
             "P" if a is None or isinstance(a, Tensor) else a.dtype.char.replace("l", "q")
             for a in args
@@ -68,7 +68,7 @@ class HostKernels:
 def host(build_host: Callable[..., ctypes.CDLL], monkeypatch: pytest.MonkeyPatch) -> HostKernels:
     """``gpu.forward`` runs on the CPU from here on."""
     found = HostKernels(build_host("cuda_host.cpp", "-Wno-unknown-pragmas"))
-    monkeypatch.setattr(cuda, "kernels_for", lambda device: found)
+    monkeypatch.setattr(cuda_kernels, "kernels_for", lambda device: found)
     return found
 
 
@@ -264,6 +264,49 @@ def test_float_epilogues_equal_the_integer_one(host: HostKernels) -> None:
     assert_alike(integer, y, spec)
 
 
+def test_dac_kernels_fill_padded_blocks_of_codes(host: HostKernels) -> None:
+    x = torch.randn(5, 40)
+    rows = torch.tensor([0, 7, 40], dtype=torch.int32)
+    starts = torch.tensor([0, 16, 64], dtype=torch.int32)
+    full = torch.tensor([1.5, 2.5])
+    for name, dtype, levels in (("int8", torch.int8, 127), ("float", torch.float32, 2047)):
+        for given in (full, None):
+            codes = torch.full((8 * 64,), 99, dtype=dtype)
+            unit = torch.empty(2, 5)
+            sizes = [np.int32(5), np.int32(8), np.float32(levels)]
+            host.launch(
+                f"analogc_dac_{name}",
+                (2, 2),
+                (32, 4),
+                [x, codes, unit, rows, starts, given, *sizes],
+            )
+            for r, (a, b, part) in enumerate([(0, 7, codes[:128]), (7, 40, codes[128:])]):
+                peak = x[:, a:b].abs().amax(1, keepdim=True) if given is None else full[r]
+                expected = (x[:, a:b] * (levels / peak)).round().clamp(-levels, levels)
+                matrix = part.view(8, -1)
+                assert torch.equal(matrix[:5, : b - a].float(), expected)
+                assert not matrix[:5, b - a :].any()
+                assert (matrix[5:] == 99).all()
+                expected_unit = peak[:, 0] if given is None else torch.ones(5)
+                assert torch.equal(unit[r], expected_unit)
+
+
+def test_noise_counter_reaches_beyond_32_bits(host: HostKernels) -> None:
+    case = {"n": 10, "k": 8, "dac": None, "adc": None, "noise": 1.0, "bias": False}
+    _, _, held, bias, ranges, spec, key = operands(case)
+    held = tiles.Programmed(held.blocks, torch.ones(10))
+    layer = gpu._Layer(host, held, bias, ranges, spec, key, False)
+    y, flat = torch.empty(6, 10), gpu._Strides(0, 10, 0, 1)
+
+    first = 2**30
+    layer._epilogue(
+        "float", torch.zeros(1, 6, 10), None, layer._constants(None), y, None,
+        gpu._Places(6, 1, 10, flat, flat), first,
+    )  # fmt: skip
+
+    assert np.array_equal(y.numpy(), philox.normals(key.bits, 0, key.counter, 6, 10, first))
+
+
 def test_chunks_give_the_same_numbers(host: HostKernels, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("linear-many-vectors", "linear-9-bit"):
         case = {**CASES[name], "batch": (150,)}
@@ -271,10 +314,12 @@ def test_chunks_give_the_same_numbers(host: HostKernels, monkeypatch: pytest.Mon
             args = operands({**case, "n": n})
             whole, whole_mask = gpu.forward(*args, want_mask=True)
             with monkeypatch.context() as patch:
-                patch.setattr(gpu, "_SUMS", 1)
+                # 64 vectors at a time, 70 rounded down.
+                wide = -(-n // 8) * 16 if name == "linear-many-vectors" else n
+                patch.setattr(gpu, "_SUMS", 70 * 4 * wide * len(args[5].blocks))
                 host.launched.clear()
                 parts, parts_mask = gpu.forward(*args, want_mask=True)
-            assert host.launched.count("analogc_epilogue_" + whole_kind(args)) == 5
+            assert host.launched.count("analogc_epilogue_" + whole_kind(args)) == 3
             assert torch.equal(whole, parts)
             assert whole_mask is not None and parts_mask is not None
             assert torch.equal(whole_mask, parts_mask)
@@ -382,15 +427,16 @@ def test_float32_precision_of_the_user_is_left_alone(host: HostKernels) -> None:
         torch.backends.cuda.matmul.fp32_precision = "none"
 
 
-def test_weights_are_prepared_once_and_freed_with_the_tiles(host: HostKernels) -> None:
-    args = operands(CASES["linear"])
+@pytest.mark.parametrize("name", ["linear", "linear-9-bit"])
+def test_weights_are_prepared_once_and_freed_with_the_tiles(host: HostKernels, name: str) -> None:
+    args = operands(CASES[name])
     before = len(gpu._PREPARED)
     gpu.forward(*args)
-    first = gpu._PREPARED[args[2].scale]
+    first = gpu._PREPARED[args[2].blocks[0]]
 
     gpu.forward(*args)
 
-    assert gpu._PREPARED[args[2].scale] is first
+    assert gpu._PREPARED[args[2].blocks[0]] is first
     assert len(gpu._PREPARED) == before + 1
     del args
     assert len(gpu._PREPARED) == before
@@ -400,14 +446,14 @@ def test_without_cupy_there_is_one_warning_and_plain_torch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
-    cuda.kernels_for.cache_clear()
+    cuda_kernels.kernels_for.cache_clear()
     args = operands(CASES["linear"])
     try:
         with pytest.warns(UserWarning, match=r"plain torch.*pip install 'analogc\[cuda\]'"):
             found, _ = gpu.forward(*args)
         again, _ = gpu.forward(*args)  # no second warning: warnings are errors here
     finally:
-        cuda.kernels_for.cache_clear()
+        cuda_kernels.kernels_for.cache_clear()
 
     assert torch.equal(found, kernels.forward(*args)[0])
     assert torch.equal(again, found)
@@ -419,9 +465,11 @@ def test_without_cupy_there_is_one_warning_and_plain_torch(
 def compile_cuda(architecture: str) -> str:
     """Log of NVRTC for the source; fails with it if the source does not compile."""
     nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="pip install 'analogc[cuda-test]'")
-    options = [f"--gpu-architecture={architecture}", "--ptxas-options=-v", *cuda.OPTIONS]
+    options = [f"--gpu-architecture={architecture}", "--ptxas-options=-v", *cuda_kernels.OPTIONS]
     try:
-        _, program = nvrtc.nvrtcCreateProgram(cuda.source().encode(), b"kernels.cu", 0, [], [])
+        _, program = nvrtc.nvrtcCreateProgram(
+            cuda_kernels.source().encode(), b"kernels.cu", 0, [], []
+        )
     except RuntimeError as error:  # cuda-bindings without a library
         pytest.skip(str(error).splitlines()[0])
     (result,) = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
@@ -464,7 +512,7 @@ def test_cuda_equals_the_host_kernels(
     found, _ = gpu.forward(mvm, x.to(there), moved, cuda_bias, on_cuda, spec, key)
 
     host_kernels = HostKernels(build_host("cuda_host.cpp", "-Wno-unknown-pragmas"))
-    monkeypatch.setattr(cuda, "kernels_for", lambda device: host_kernels)
+    monkeypatch.setattr(cuda_kernels, "kernels_for", lambda device: host_kernels)
     expected, _ = gpu.forward(mvm, x, held, bias, ranges, spec, key)
 
     if "analogc_epilogue_int" in host_kernels.launched:

@@ -50,19 +50,18 @@ class CupyKernels:
         import cupy
 
         self._cupy = cupy
-        self._device = device
+        self._index = device.index
         self._module = cupy.RawModule(code=source(), options=OPTIONS)
-        with torch.cuda.device(device), cupy.cuda.Device(device.index):
+        with torch.cuda.device(device), cupy.cuda.Device(self._index):
             self._module.compile()
 
     def launch(
         self, name: str, grid: tuple[int, int], block: tuple[int, int], args: Sequence[Argument]
     ) -> None:
         """Run kernel ``name`` on torch's current stream."""
-        stream = torch.cuda.current_stream(self._device)
-        with self._cupy.cuda.Device(self._device.index):
-            with self._cupy.cuda.Stream.from_external(stream):
-                self._module.get_function(name)(grid, block, tuple(map(address, args)))
+        stream = torch.cuda.current_stream(self._index)
+        with self._cupy.cuda.Device(self._index), self._cupy.cuda.Stream.from_external(stream):
+            self._module.get_function(name)(grid, block, tuple(map(address, args)))
 
 
 @functools.cache
