@@ -1,6 +1,6 @@
 // Kernels that stream memory, compiled once for each instruction set: DAC, layout, hash.
 #pragma once
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(ANALOGC_PORTABLE)
 #include <emmintrin.h>
 #include <xmmintrin.h>
 #endif
@@ -46,7 +46,7 @@ float absmax(const float *x, int64_t n) {
 inline void turn_tile(const float *tile, int16_t *codes, const int64_t *pixel, int64_t stride) {
     int16_t code[64];
     for (int l = 0; l < 64; ++l) put(code[l], tile[l]);
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(ANALOGC_PORTABLE)
     __m128i a[8], b[8];
     for (int i = 0; i < 8; ++i) {
         a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i *>(code + 8 * i));
@@ -76,7 +76,7 @@ inline void turn_tile(const float *tile, int16_t *codes, const int64_t *pixel, i
 // out[j * out_stride + i] = in[i * in_stride + j], 4 x 4.
 inline void turn4(const float *in, int64_t in_stride, float *out0, float *out1, float *out2,
                   float *out3) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(ANALOGC_PORTABLE)
     __m128 a = _mm_loadu_ps(in), b = _mm_loadu_ps(in + in_stride);
     __m128 c = _mm_loadu_ps(in + 2 * in_stride), d = _mm_loadu_ps(in + 3 * in_stride);
     _MM_TRANSPOSE4_PS(a, b, c, d);
