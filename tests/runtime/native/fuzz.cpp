@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "abi.h"
+#include "isa.h"
+#include "scalar.h"
 
 namespace {
 
@@ -128,10 +130,33 @@ int run_layer() {
     return 0;
 }
 
+// Noise far into a matrix, where the number of a Philox block takes more than 32 bits.
+int check_far_noise() {
+    for (const uint64_t group : {uint64_t{0}, (uint64_t{1} << 28) - 1, (uint64_t{1} << 28) + 5,
+                                 (uint64_t{1} << 57) + 12345}) {
+        float wanted[64], found[64];
+        for (unsigned l = 0; l < 16; ++l) {
+            const uint64_t number = group * 16 + l;
+            unsigned c0 = static_cast<unsigned>(number), c1 = static_cast<unsigned>(number >> 32);
+            unsigned c2 = 3, c3 = 9;
+            analogc::philox4x32_10(c0, c1, c2, c3, 0x89ABCDEFu, 0x01234567u);
+            analogc::normal_pair(c0, c1, wanted[l], wanted[16 + l]);
+            analogc::normal_pair(c2, c3, wanted[32 + l], wanted[48 + l]);
+        }
+        for (int32_t isa = 0; isa <= analogc_isa_supported(); ++isa) {
+            analogc_isa_use(isa);
+            analogc::isa().normals(found, group, 1, 0x0123456789ABCDEFu, 3, 9);
+            if (std::memcmp(wanted, found, sizeof found)) return fail("far noise");
+        }
+    }
+    return 0;
+}
+
 }  // namespace
 
 int main(int argc, char **argv) {
     if (argc != 3) return fail("usage: fuzz <seed> <layers>");
+    if (check_far_noise()) return 1;
     g_random.seed(static_cast<unsigned>(std::atoi(argv[1])));
     for (int i = 0; i < std::atoi(argv[2]); ++i) {
         if (run_layer()) {
