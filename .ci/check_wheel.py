@@ -1,4 +1,7 @@
-"""Check that a wheel holds every module of the source tree, and nothing outside ``analogc/``."""
+"""Check that a wheel holds every module of the source tree, and nothing outside ``analogc/``.
+
+It must hold the native library too: CI has a compiler.
+"""
 
 import sys
 import zipfile
@@ -12,6 +15,9 @@ def main(wheel: str) -> int:
     for room in ("compiler", "passes", "runtime"):
         wanted |= {f"analogc/{p.relative_to(root)}" for p in (root / room).rglob("*.py")}
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    library = "analogc/runtime/native/_kernels."
+    if not any(name.startswith(library) and name.endswith(".so") for name in held):
+        wanted.add(f"{library}*.so")
     missing, extra = sorted(wanted - held), sorted(n for n in held if not n.startswith("analogc/"))
     for name in missing:
         print(f"missing from the wheel: {name}", file=sys.stderr)

@@ -7,7 +7,7 @@ namespace analogc {
 namespace {
 
 const Isa *table(int32_t level) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(ANALOGC_PORTABLE)
     if (level == 3) return &kAvx512Vnni;
     if (level == 2) return &kAvx512;
     if (level == 1) return &kAvx2;
@@ -16,7 +16,7 @@ const Isa *table(int32_t level) {
 }
 
 int32_t supported() {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(ANALOGC_PORTABLE)
     __builtin_cpu_init();
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||

@@ -94,7 +94,7 @@ struct Isa {
 constexpr int16_t kNaNCode = INT16_MIN;
 
 extern const Isa kBaseline;
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(ANALOGC_PORTABLE)
 extern const Isa kAvx2, kAvx512, kAvx512Vnni;
 #endif
 

@@ -1,5 +1,5 @@
 // Kernels for AVX2 with FMA (Haswell, Zen and later).
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(ANALOGC_PORTABLE)
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>

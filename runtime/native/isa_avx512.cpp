@@ -1,5 +1,5 @@
 // Kernels for AVX-512 without VNNI (Skylake-X).
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(ANALOGC_PORTABLE)
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>

@@ -164,6 +164,8 @@ class _Prepared:
         if dims:
             self.out = (x.shape[0], n, *self._convolve(struct, packed, x.shape, geometry))
         else:
+            if x.shape[-1] != packed.shape[1]:
+                raise ValueError(f"input {list(x.shape)} does not fit {packed.shape[1]} rows")
             struct.batch = x.shape[:-1].numel()
             struct.size[:] = struct.stride[:] = struct.dilation[:] = struct.kernel[:] = (1, 1, 1)
             struct.out[:] = (1, 1, 1)

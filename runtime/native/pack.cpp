@@ -28,7 +28,7 @@ float column_step(const float *row, int64_t k_count, float limit) {
         if (!(size <= FLT_MAX)) return NAN;  // the whole column is void
         peak = size > peak ? size : peak;
     }
-    if (peak == 0) return 1;
+    if (peak <= FLT_MIN / 2) return 1;  // all codes will be 0
     float step = peak / limit;
     for (float next = step * limit / limit; next != step; next = step * limit / limit) step = next;
     return step < FLT_MIN ? FLT_MIN : step;

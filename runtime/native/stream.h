@@ -1,6 +1,6 @@
 // Kernels that stream memory, compiled once for each instruction set: DAC, layout, hash.
 #pragma once
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(ANALOGC_PORTABLE)
 #include <emmintrin.h>
 #include <xmmintrin.h>
 #endif
@@ -46,7 +46,7 @@ float absmax(const float *x, int64_t n) {
 inline void turn_tile(const float *tile, int16_t *codes, const int64_t *pixel, int64_t stride) {
     int16_t code[64];
     for (int l = 0; l < 64; ++l) put(code[l], tile[l]);
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(ANALOGC_PORTABLE)
     __m128i a[8], b[8];
     for (int i = 0; i < 8; ++i) {
         a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i *>(code + 8 * i));
@@ -76,7 +76,7 @@ inline void turn_tile(const float *tile, int16_t *codes, const int64_t *pixel, i
 // out[j * out_stride + i] = in[i * in_stride + j], 4 x 4.
 inline void turn4(const float *in, int64_t in_stride, float *out0, float *out1, float *out2,
                   float *out3) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(ANALOGC_PORTABLE)
     __m128 a = _mm_loadu_ps(in), b = _mm_loadu_ps(in + in_stride);
     __m128 c = _mm_loadu_ps(in + 2 * in_stride), d = _mm_loadu_ps(in + 3 * in_stride);
     _MM_TRANSPOSE4_PS(a, b, c, d);
@@ -102,29 +102,32 @@ inline void turn_tile(const float *tile, float *codes, const int64_t *pixel, int
     }
 }
 
+// One channel of at most kRun pixels.
+constexpr int64_t kRun = 64;
+
 template <class Code>
-bool planes_edge(const Planes &a, int64_t p0, int64_t p1, int64_t c0, int64_t c1, Code *codes) {
-    bool bad = false;
-    for (int64_t p = p0; p < p1; ++p) {
-        for (int64_t c = c0; c < c1; ++c) {
-            const float x = a.x[a.channel[c] * a.plane + p * a.step];
-            const float code = a.levels > 0 ? dac_code(x, a.steps, a.levels) : x;
-            bad |= code != code;
-            put(codes[a.pixel[p] * a.channel_count + c], code);
-        }
+bool plane(const Planes &a, int64_t first, int64_t count, int64_t c, Code *codes) {
+    const float *x = a.x + a.channel[c] * a.plane + first * a.step;
+    float values[kRun];
+    Code code[kRun];
+    for (int64_t p = 0; p < count; ++p) values[p] = x[p * a.step];
+    uint32_t bad = 0;
+    for (int64_t p = 0; p < count; ++p) {
+        const float value = a.levels > 0 ? dac_code(values[p], a.steps, a.levels) : values[p];
+        bad |= value != value;
+        put(code[p], value);
     }
-    return bad;
+    for (int64_t p = 0; p < count; ++p) codes[a.pixel[first + p] * a.channel_count + c] = code[p];
+    return bad != 0;
 }
 
 template <class Code>
 bool planes(const Planes &a, Code *codes) {
-    if (a.step != 1) return planes_edge(a, 0, a.pixel_count, 0, a.channel_count, codes);
-    constexpr int64_t kRun = 64;  // pixels: what they become stays in L1 over all channels
-    bool edge_bad = false;
     uint32_t bad[64] = {};
+    // What a run of pixels becomes stays in L1 over all channels.
     for (int64_t run = 0; run < a.pixel_count; run += kRun) {
         const int64_t stop = run + kRun < a.pixel_count ? run + kRun : a.pixel_count;
-        const int64_t whole = stop - (stop - run) % 8;
+        const int64_t whole = a.step == 1 ? stop - (stop - run) % 8 : run;
         int64_t c = 0;
         for (; c + 8 <= a.channel_count; c += 8) {
             for (int64_t p = run; p < whole; p += 8) {
@@ -138,11 +141,13 @@ bool planes(const Planes &a, Code *codes) {
                 for (int l = 0; l < 64; ++l) bad[l] |= tile[l] != tile[l];
                 turn_tile(tile, codes + c, a.pixel + p, a.channel_count);
             }
+            for (int64_t j = c; whole < stop && j < c + 8; ++j) {
+                bad[0] |= plane(a, whole, stop - whole, j, codes);
+            }
         }
-        edge_bad |= planes_edge(a, whole, stop, 0, c, codes);
-        edge_bad |= planes_edge(a, run, stop, c, a.channel_count, codes);
+        for (; c < a.channel_count; ++c) bad[0] |= plane(a, run, stop - run, c, codes);
     }
-    uint32_t any = edge_bad;
+    uint32_t any = 0;
     for (int l = 0; l < 64; ++l) any |= bad[l];
     return any != 0;
 }
