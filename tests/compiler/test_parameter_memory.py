@@ -389,7 +389,7 @@ ALLOWED = {
     "runtime/stamp.py:Stamp.dtype": "as device",
     "runtime/target.py:Target.device": "the device model of a target, no torch.device",
     "runtime/spec.py:LayerSpec.device": "the device model of a layer, no torch.device",
-    "runtime/cuda.py:CupyKernels._device": "what its kernels were compiled for",
+    "runtime/cuda_kernels.py:CupyKernels._device": "what its kernels were compiled for",
     "runtime/gpu.py:_Prepared.device_starts": "a tensor",
     "compiler/graph_json.py:GraphReader.device": "where to load a file to; gone when it is read",
     "compiler/signature.py:TensorLeaf.dtype": "of an input, to check calls against",

@@ -213,7 +213,9 @@ class Stored:
         """Printed IR: batch norms are folded on all targets but the ideal one."""
         return GOLDEN / (f"{self.name}.ideal.ir" if target == "ideal" else f"{self.name}.ir")
 
-    def write(self, texts: dict[str, str], tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
+    def write(
+        self, texts: dict[str, str], tensors: dict[str, Tensor], facts: dict[str, str]
+    ) -> None:
         GOLDEN.mkdir(exist_ok=True)
         for target, text in texts.items():
             self.text_path(target).write_text(text)
@@ -348,6 +350,6 @@ def test_models_use_several_tiles_and_every_kind_of_layer() -> None:
 
 def test_golden_folder_holds_these_models_and_nothing_else() -> None:
     assert {path.name for path in GOLDEN.iterdir()} == {
-        f"{name}.{kind}" for name in CASES for kind in ("ir", "safetensors")
+        f"{name}.{kind}" for name in CASES for kind in ("ir", "ideal.ir", "safetensors")
     }
     assert sum(path.stat().st_size for path in GOLDEN.iterdir()) < 2_000_000
