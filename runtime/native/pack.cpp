@@ -1,8 +1,10 @@
 // Packing of programmed weights, and the way back.
+#include "isa.h"
 #include "layout.h"
 
 #include <float.h>
 #include <math.h>
+#include <string.h>
 
 namespace analogc {
 namespace {
@@ -22,76 +24,81 @@ int64_t weight_limit(const analogc_weight &w) {
 // Weight that code 1 stands for. Packing what was unpacked must give the same step again, so it is
 // moved to where limit * step / limit is step in float arithmetic (an ulp or two at most).
 float column_step(const float *row, int64_t k_count, float limit) {
-    float peak = 0;
-    for (int64_t k = 0; k < k_count; ++k) {
-        const float size = fabsf(row[k]);
-        if (!(size <= FLT_MAX)) return NAN;  // the whole column is void
-        peak = size > peak ? size : peak;
-    }
-    if (peak <= FLT_MIN / 2) return 1;  // all codes will be 0
+    const float peak = isa().absmax(row, k_count);
+    if (!(peak <= FLT_MAX)) return NAN;  // the whole column is void
+    if (peak <= FLT_MIN / 2) return 1;   // all codes will be 0
     float step = peak / limit;
     for (float next = step * limit / limit; next != step; next = step * limit / limit) step = next;
     return step < FLT_MIN ? FLT_MIN : step;
 }
 
-int16_t code_of(float weight, float step) {
-    return step == step ? static_cast<int16_t>(rintf(weight / step)) : 0;
-}
+// Up to kLine weights of one column that lie in neighbouring packed rows.
+constexpr int64_t kLine = 128;
+struct Line {
+    int64_t column;     // n
+    int64_t k, k_step;  // of the first weight, and from one to the next
+    int64_t count;
+    int64_t panel;           // first element of the panel
+    int64_t row, at, width;  // first packed row; place among the `width` columns of the panel
 
-// Calls visit(element, n, k) for every stored weight, panel by panel in blocks that stay in cache;
-// k = -1 at padding rows.
+    // Elements of the weights when rows are packed one by one, or in pairs.
+    int64_t single(int64_t i) const { return panel + (row + i) * width + at; }
+    int64_t paired(int64_t i) const {
+        return panel + ((row + i) / 2 * width + at) * 2 + (row + i) % 2;
+    }
+};
+
+// All weights, panel by panel in blocks that stay in cache. Nothing for padding.
 template <class Visit>
-void for_each_gemm_weight(const analogc_weight &w, Visit visit) {
+void for_each_gemm_line(const analogc_weight &w, Visit visit) {
     const int64_t step = w.format == ANALOGC_INT16 ? 2 : 1;
-    const int64_t per_group = w.columns / w.groups;
+    const int64_t per_group = w.columns / w.groups, stored = packed_columns(w);
     for (int64_t r = 0; r < w.blocks; ++r) {
         const Block block(w, r);
         const int64_t rows = packed_rows(w, r), base = block_offset(w, r);
-        for (int64_t g = 0; g < w.groups; ++g) {
-            for (int64_t left = 0; left < per_group; left += kPanel) {
-                const int64_t panel = base + (g * packed_columns(w) + left) * rows;
-                const int64_t wide = packed_columns(w) - left;
-                const int64_t stored = wide < kPanel ? wide : kPanel;
-                const int64_t used = per_group - left < kPanel ? per_group - left : kPanel;
-                int64_t row = 0, segment = 0;
-                const auto put = [&](int64_t at, int64_t j, int64_t k) {
-                    visit(panel + (at / step * stored + j) * step + at % step,
-                          g * per_group + left + j, j < used ? k : -1);
-                };
-                const auto close = [&] {
-                    if (segment % step) {
-                        for (int64_t j = 0; j < stored; ++j) put(row, j, -1);
-                        ++row;
+        for (int64_t panel = 0, width = 0; panel < w.groups * stored; panel += width) {
+            const int64_t g = panel / stored, left = panel % stored;
+            width = stored - left < kPanel ? stored - left : kPanel;
+            const int64_t used = per_group - left < kPanel ? per_group - left : kPanel;
+            int64_t row = 0, in_segment = 0;
+            for_each_piece(w, r, [&](const Piece &piece) {
+                if (piece.begins_segment) {
+                    row += in_segment % step;
+                    in_segment = 0;
+                }
+                for (int64_t c = 0; c < piece.length; c += kLine) {
+                    const int64_t count = piece.length - c < kLine ? piece.length - c : kLine;
+                    const int64_t k = (block.first + piece.low + c) * w.taps + piece.tap;
+                    for (int64_t j = 0; j < used; ++j) {
+                        visit(Line{g * per_group + left + j, k, w.taps, count, base + panel * rows,
+                                   row + c, j, width});
                     }
-                    segment = 0;
-                };
-                for_each_piece(w, r, [&](const Piece &piece) {
-                    if (piece.begins_segment) close();
-                    constexpr int64_t kTile = 32;
-                    for (int64_t c0 = 0; c0 < piece.length; c0 += kTile) {
-                        const int64_t c1 = c0 + kTile < piece.length ? c0 + kTile : piece.length;
-                        for (int64_t j = 0; j < stored; ++j) {
-                            for (int64_t c = c0; c < c1; ++c) {
-                                const int64_t channel = block.first + piece.low + c;
-                                put(row + c, j, channel * w.taps + piece.tap);
-                            }
-                        }
-                    }
-                    row += piece.length;
-                    segment += piece.length;
-                });
-                close();
-            }
+                }
+                row += piece.length;
+                in_segment += piece.length;
+            });
         }
     }
 }
 
 template <class Visit>
-void for_each_weight(const analogc_weight &w, Visit visit) {
-    if (!uses_lanes(w)) return for_each_gemm_weight(w, visit);
-    const int64_t wide = round_up(w.columns, 16), k_count = w.channels * w.taps;
-    for (int64_t k = 0; k < k_count; ++k) {
-        for (int64_t n = 0; n < wide; ++n) visit(k * wide + n, n, n < w.columns ? k : -1);
+void for_each_line(const analogc_weight &w, Visit visit) {
+    if (!uses_lanes(w)) return for_each_gemm_line(w, visit);
+    const int64_t width = round_up(w.columns, 16), k_count = w.channels * w.taps;
+    for (int64_t k = 0; k < k_count; k += kLine) {
+        const int64_t count = k_count - k < kLine ? k_count - k : kLine;
+        for (int64_t n = 0; n < w.columns; ++n) visit(Line{n, k, 1, count, 0, k, n, width});
+    }
+}
+
+// Calls move(element of the packed weight, i) for each weight of the line.
+template <class Element, class Move>
+void move_line(const Line &line, bool paired, Element *data, Move move) {
+    // Two loops, because a choice for each weight would cost more than moving it.
+    if (paired) {
+        for (int64_t i = 0; i < line.count; ++i) move(data[line.paired(i)], i);
+    } else {
+        for (int64_t i = 0; i < line.count; ++i) move(data[line.single(i)], i);
     }
 }
 
@@ -116,21 +123,26 @@ extern "C" int32_t analogc_pack(const analogc_weight *weight, const float *writt
     const analogc_weight &w = *weight;
     if (!is_valid(w)) return ANALOGC_BAD_ARGUMENT;
     const int64_t k_count = w.channels * w.taps;
-    if (w.format == ANALOGC_FLOAT32) {
-        float *data = static_cast<float *>(w.data);
-        for_each_weight(w, [&](int64_t at, int64_t n, int64_t k) {
-            data[at] = k < 0 ? 0 : written[n * k_count + k];
-        });
-        return ANALOGC_OK;
-    }
+    const bool integer = w.format == ANALOGC_INT16, paired = integer && !uses_lanes(w);
     const float limit = static_cast<float>(weight_limit(w));
-    if (limit < 1) return ANALOGC_BAD_ARGUMENT;
-    for (int64_t n = 0; n < w.columns; ++n) {
+    if (integer && limit < 1) return ANALOGC_BAD_ARGUMENT;
+    for (int64_t n = 0; integer && n < w.columns; ++n) {
         w.step[n] = column_step(written + n * k_count, k_count, limit);
     }
-    int16_t *data = static_cast<int16_t *>(w.data);
-    for_each_weight(w, [&](int64_t at, int64_t n, int64_t k) {
-        data[at] = k < 0 ? 0 : code_of(written[n * k_count + k], w.step[n]);
+    memset(w.data, 0, static_cast<size_t>(analogc_packed_size(&w)));
+    float *real = static_cast<float *>(w.data);
+    int16_t *code = static_cast<int16_t *>(w.data);
+    for_each_line(w, [&](const Line &line) {
+        const float *from = written + line.column * k_count + line.k;
+        float value[kLine];
+        for (int64_t i = 0; i < line.count; ++i) value[i] = from[i * line.k_step];
+        if (!integer) {
+            move_line(line, paired, real, [&](float &to, int64_t i) { to = value[i]; });
+            return;
+        }
+        int16_t line_code[kLine];
+        isa().dac_int16(value, line.count, 1.0f / w.step[line.column], limit, line_code);
+        move_line(line, paired, code, [&](int16_t &to, int64_t i) { to = line_code[i]; });
     });
     return ANALOGC_OK;
 }
@@ -140,12 +152,17 @@ extern "C" int32_t analogc_unpack(const analogc_weight *weight, const float *alp
     const analogc_weight &w = *weight;
     if (!is_valid(w)) return ANALOGC_BAD_ARGUMENT;
     const int64_t k_count = w.channels * w.taps;
+    const bool integer = w.format == ANALOGC_INT16, paired = integer && !uses_lanes(w);
     const float *real = static_cast<const float *>(w.data);
     const int16_t *code = static_cast<const int16_t *>(w.data);
-    for_each_weight(w, [&](int64_t at, int64_t n, int64_t k) {
-        if (k < 0) return;
-        const float value = w.format == ANALOGC_INT16 ? code[at] * w.step[n] : real[at];
-        written[n * k_count + k] = alpha ? value * alpha[n] : value;
+    for_each_line(w, [&](const Line &line) {
+        const float unit = integer ? w.step[line.column] : 1.0f;
+        const float scale = alpha ? alpha[line.column] : 1.0f;
+        float *to = written + line.column * k_count + line.k;
+        const auto take = [&](float value, int64_t i) {
+            to[i * line.k_step] = value * unit * scale;
+        };
+        integer ? move_line(line, paired, code, take) : move_line(line, paired, real, take);
     });
     return ANALOGC_OK;
 }
