@@ -6,6 +6,7 @@ import copy
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,6 +63,21 @@ def test_linear_is_what_the_oracle_says(case: Case) -> None:
 @given(cases(st.sampled_from([1, 2, 2, 2, 3])))
 def test_convolution_is_what_the_oracle_says(case: Case) -> None:
     check(Layer(case))
+
+
+@pytest.mark.parametrize("dac", [Converter(8), Converter(8, "dynamic"), None])
+@pytest.mark.parametrize("change", [
+    # An odd number of channels whose taps are no neighbours: int16 pairs would span two of them.
+    {"channels": 5, "dilation": (1, 2), "rows": ()},
+    {"channels": 7, "dilation": (2, 2), "rows": (20, 31)},
+    {"channels": 5, "groups": 3, "out": 20, "rows": (22,)},
+    {"channels": 5, "groups": 2, "out": 4, "rows": (22,)},
+    {"channels": 3, "rows": (2, 4, 13)},
+    {"channels": 40, "out": 300, "rows": (100, 201), "stride": (2, 1)},
+])  # fmt: skip
+def test_geometries_of_their_own(change: dict[str, Any], dac: Converter | None) -> None:
+    for last in (False, True):
+        check(Layer(replace(CONV, dac=dac, last=last, **change)))
 
 
 @fuzz

@@ -86,7 +86,7 @@ def changed(weight: Tensor) -> list[Tensor]:
     found[0][[3, 5]] = weight[[5, 3]]  # rows
     found[1][:, [0, 64]] = weight[:, [64, 0]]  # columns, the same lane of the hash
     found[2][7] *= -1  # signs of a row
-    found[3][0, 0], found[3][0, 64] = -weight[0, 0], -weight[0, 64]  # two signs in one lane
+    found[3][0, 1], found[3][0, 65] = -weight[0, 1], -weight[0, 65]  # top bits of one lane
     found[4][10:20] = weight[10:20].flip(0)
     found[5][0, 0] = 0.0
     found[6] = weight.roll(1, 0)
@@ -99,9 +99,9 @@ def test_what_changes_weights_changes_the_hash(native: Library) -> None:
     hashes = [tensors.content_hash([w])[0] for w in (weight, *changed(weight))]
     assert len(set(hashes)) == len(hashes)
     # Swapping equal and opposite values only moves a sign bit.
-    weight[0, 0], weight[1, 0] = 1.0, -1.0
+    weight[0, 1], weight[1, 1] = 1.0, -1.0
     before = tensors.content_hash([weight])
-    weight[0, 0], weight[1, 0] = -1.0, 1.0
+    weight[0, 1], weight[1, 1] = -1.0, 1.0
     assert tensors.content_hash([weight]) != before
     zero = torch.zeros(1000)
     assert len({tensors.content_hash([zero[:n]])[0] for n in range(1000)}) == 1000
