@@ -35,11 +35,29 @@ class Holder(nn.Module):
             self._non_persistent_buffers_set = module._non_persistent_buffers_set
             self.training = module.training
 
+    # Modules are found by nn.Module.__getattr__, slowly; the graph goes through these two often.
+
+    @property
+    def _analog(self) -> nn.Module:
+        return _child(self, HOME)
+
+    @property
+    def ranges(self) -> nn.Module:
+        """The table of converter ranges, in the compiler's own part of the tree."""
+        return _child(self, "ranges")
+
     def train(self, mode: bool = True) -> Self:
         """Set the mode, as on the module that this stands for."""
         super().train(mode)
         self._analogc_mode.dirty = True
         return self
+
+
+def _child(module: nn.Module, name: str) -> nn.Module:
+    child = module._modules.get(name)
+    if child is None:
+        raise AttributeError(name)  # and nn.Module.__getattr__ looks elsewhere
+    return child
 
 
 def hold(model: nn.Module) -> Holder:

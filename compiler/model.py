@@ -18,13 +18,16 @@ from torch.fx.graph import CodeGen
 from ..passes.base import META, Pass, PassContext
 from ..passes.derive_weights import HOME
 from ..passes.verify import OPS
+from ..runtime.backend import kernel_of
 from ..runtime.calibrate import calibrate
 from ..runtime.errors import InputError, SyncError, UnsupportedError
+from ..runtime.fast import CALLS
 from ..runtime.guard import Access
 from ..runtime.mapping import TileMapping
 from ..runtime.target import Calibration, Target
 from ..runtime.tiles import Programmed, TileArray
 from .access import View, refuse_empty, refuse_load
+from .backend import BackendReport, LayerKernel
 from .batches import Mapped, as_call, cloned
 from .build import Program, Step, build
 from .capture import Source
@@ -38,6 +41,9 @@ from .tile_table import TileTable
 from .weights import WeightMap
 
 Mode = tuple[bool, ...]
+
+
+OPERATORS = {call: operator for operator, call in CALLS.items()}
 
 
 class CompiledModel(fx.GraphModule):
@@ -116,16 +122,23 @@ class CompiledModel(fx.GraphModule):
 
     def recompile(self) -> Any:
         """Make the graph's function anew after a change of ``graph``."""
-        # The function takes and gives flat lists; the graph's own codegen knows their structure,
-        # for fx.Interpreter and torch.export.
+        # The function takes and gives flat lists, and calls layers by the shortest way; the graph's
+        # own codegen knows the structure, for fx.Interpreter and torch.export.
         structured = self._graph._codegen
         self._graph._codegen = CodeGen()
+        kind = type(self)
+        layers = [node for node in self._graph.nodes if node.target in CALLS]
+        for node in layers:
+            node.target = CALLS[node.target]
+        super().recompile()
+        function = kind.__dict__["forward"]
+        for node in layers:
+            node.target = OPERATORS[node.target]
         code = super().recompile()
         self._graph._codegen = structured
-        kind = type(self)
         # fx puts the graph's function and its own __call__ on the class made for this object;
         # ours go first, and call that function with the root holder for its self.
-        self.__dict__["_function"] = kind.__dict__["forward"]
+        self.__dict__["_function"] = function
         forward = _own_copy(CompiledModel.forward)
         program = self.__dict__.get("_program")
         if program is not None and program.signature.parameters is not None:
@@ -266,6 +279,17 @@ class CompiledModel(fx.GraphModule):
     def tiles(self) -> TileTable:
         """A TileMapping for each tile array of the current graph."""
         return TileTable.of(self.graph)
+
+    @property
+    def backend(self) -> BackendReport:
+        """Which kernel each layer got, and why."""
+        found = []
+        for node, mapping in self._analog_nodes():
+            array = self._ctx.arrays[mapping.array]
+            weight = self._value(node.args[1], operand=True)
+            kernel = kernel_of(weight, array.spec, array.programmed, mapping.groups)
+            found.append(LayerKernel(mapping.layer, mapping.op, kernel.name, kernel.why))
+        return BackendReport(found)
 
     @property
     def history(self) -> tuple[Step, ...]:

@@ -25,11 +25,12 @@ Words = NDArray[np.uint64]
 
 def fingerprint(tensor: Tensor) -> int:
     """Fingerprint of the values of a CPU tensor, in the order of its contiguous form."""
-    whole = tensor.detach().contiguous()
     native = library()
     if native is not None:
-        return int(native.hash(whole.data_ptr(), whole.nbytes))
-    flat = whole.reshape(-1).view(torch.uint8).numpy()
+        whole = tensor if tensor.is_contiguous() else tensor.detach().contiguous()
+        found: int = native.hash(whole.data_ptr(), whole.nbytes)
+        return found
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
     end = len(flat) // 8 * 8
     words = flat[:end].view(np.uint64)
     lanes = _mix(words)

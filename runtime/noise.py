@@ -7,6 +7,7 @@ from a counter-based generator (``philox``): the same for any number of threads,
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 
@@ -28,8 +29,7 @@ class NoiseKey:
     @property
     def bits(self) -> int:
         """The 64-bit key of the generator: seed and stream. The counter is part of its counter."""
-        text = f"{self.seed}/{self.stream}".encode()
-        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+        return _bits(self.seed, self.stream)
 
     def normal(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Standard normal numbers of ``shape``, contiguous: a matrix of ``shape[-1]`` columns."""
@@ -55,6 +55,12 @@ class NoiseKey:
         """
         found = _draw(self.bits, block, self.counter, rows, columns)
         return found.to(device, dtype)
+
+
+@functools.lru_cache(maxsize=4096)
+def _bits(seed: int, stream: str) -> int:
+    digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def _draw(key: int, block: int, call: int, rows: int, columns: int) -> Tensor:

@@ -78,13 +78,6 @@ def digital(name: str, args: Sequence[Any]) -> Tensor:
     return _digital(x, weight, bias, *args[5:9])
 
 
-def _programmed(weight: Tensor, spec: LayerSpec, key: str, groups: int) -> tiles.Programmed:
-    array = tiles.find(key)
-    if array is None:
-        return tiles.stateless(weight, spec, groups)
-    return array.current(weight)
-
-
 def _memory_format(x: Tensor) -> torch.memory_format:
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last if not x.is_contiguous() else torch.contiguous_format
@@ -93,20 +86,21 @@ def _memory_format(x: Tensor) -> torch.memory_format:
 
 def _check_operands(x: Tensor, weight: Tensor, groups: int, spec: LayerSpec) -> None:
     # Row blocks slice their operands, and a slice fits whatever the size.
-    channel = -1 if weight.dim() == 2 else 1 - weight.dim()
-    torch._check(
+    shape = weight.shape
+    channel = -1 if len(shape) == 2 else 1 - len(shape)
+    fits = (
         x.dim() >= -channel
-        and x.shape[channel] == weight.shape[1] * groups
-        and spec.rows[-1] == weight.shape[1:].numel()
-        and x.is_floating_point(),
-        lambda: (
-            f"analog layer: {x.dtype} input {list(x.shape)}, weight {list(weight.shape)}, "
-            f"{groups} group(s) and {spec.rows[-1]} rows do not fit"
-        ),
+        and x.shape[channel] == shape[1] * groups
+        and spec.rows[-1] == shape[1:].numel()
+        and x.is_floating_point()
     )
+    if not fits:
+        raise RuntimeError(
+            f"analog layer: {x.dtype} input {list(x.shape)}, weight {list(shape)}, "
+            f"{groups} group(s) and {spec.rows[-1]} rows do not fit"
+        )
 
 
-@torch.no_grad()
 def _simulate(
     x: Tensor,
     weight: Tensor,
@@ -122,21 +116,23 @@ def _simulate(
     want_mask: bool,
 ) -> tuple[Tensor, Tensor | None]:
     _check_operands(x, weight, groups, spec)
-    held = _programmed(weight, spec, key, groups)
+    array = tiles.find(key)
+    held = tiles.stateless(weight, spec, groups) if array is None else array.current(weight)
     noise = None
     if spec.output_noise > 0:
-        array = tiles.find(key)
-        noise = array.next_call() if array else NoiseSource().key("stateless", 0)
+        noise = NoiseSource().key("stateless", 0) if array is None else array.next_call()
     single = weight.dim() > 2 and x.dim() == weight.dim() - 1
     batched = x.unsqueeze(0) if single else x
     packed = held.packed
     if packed is not None and (packed.groups, packed.rows) == (groups, spec.rows):
+        wide = batched if batched.dtype is torch.float32 else batched.float()
         y, mask = native.forward(
-            batched.to(torch.float32), packed, held.scale, bias, input_range, adc_range, spec,
+            wide, packed, held.scale, bias, input_range, adc_range, spec,
             stride, padding, dilation, groups,
             noise.bits if noise else 0, noise.counter if noise else 0, want_mask,
         )  # fmt: skip
-        y = y.to(x.dtype)
+        if y.dtype is not x.dtype:
+            y = y.to(x.dtype)
     else:
         mvm = geometry(spec, weight.shape, stride, padding, dilation, groups)
         forward = gpu.forward if x.is_cuda else kernels.forward
@@ -146,7 +142,7 @@ def _simulate(
     return (y.squeeze(0) if single else y), mask
 
 
-def _linear(
+def linear_kernel(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -155,6 +151,7 @@ def _linear(
     spec: str,
     key: str,
 ) -> Tensor:
+    """``analogc::linear`` on tensors with memory, below autograd."""
     settings = parse(spec)
     if settings.is_ideal:
         return _digital(x, weight, bias, (), (), (), 1)
@@ -164,7 +161,7 @@ def _linear(
     )[0]
 
 
-def _conv(
+def conv_kernel(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -177,6 +174,7 @@ def _conv(
     spec: str,
     key: str,
 ) -> Tensor:
+    """``analogc::conv{1,2,3}d`` on tensors with memory, below autograd."""
     settings = parse(spec)
     if settings.is_ideal:
         return _digital(x, weight, bias, stride, padding, dilation, groups)
@@ -203,6 +201,7 @@ def _fake_conv(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Te
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
 
 
+@torch.no_grad()
 def _saving_forward(
     x: Tensor,
     weight: Tensor,
@@ -259,7 +258,8 @@ def _saving_backward(
     settings = parse(spec)
     single = weight.dim() > 2 and x.dim() == weight.dim() - 1
     batched, batched_grad = (x.unsqueeze(0), grad.unsqueeze(0)) if single else (x, grad)
-    held = _programmed(weight, settings, key, groups)
+    array = tiles.find(key)
+    held = tiles.stateless(weight, settings, groups) if array is None else array.current(weight)
     masks = mask if mask.numel() else None
     packed = held.packed
     if (
@@ -296,12 +296,15 @@ def _fake_saving_backward(
     )
 
 
-torch.library.impl("analogc::linear", "CompositeExplicitAutograd", _linear)
+_below = "CompositeExplicitAutograd"
+torch.library.impl("analogc::linear", _below, torch.no_grad()(linear_kernel))
 torch.library.register_fake("analogc::linear", _fake_linear)
 for _dims in (1, 2, 3):
-    torch.library.impl(f"analogc::conv{_dims}d", "CompositeExplicitAutograd", _conv)
+    torch.library.impl(
+        f"analogc::conv{_dims}d", "CompositeExplicitAutograd", torch.no_grad()(conv_kernel)
+    )
     torch.library.register_fake(f"analogc::conv{_dims}d", _fake_conv)
-torch.library.impl("analogc::saving_forward", "CompositeExplicitAutograd", _saving_forward)
+torch.library.impl("analogc::saving_forward", _below, _saving_forward)
 torch.library.register_fake("analogc::saving_forward", _fake_saving_forward)
-torch.library.impl("analogc::saving_backward", "CompositeExplicitAutograd", _saving_backward)
+torch.library.impl("analogc::saving_backward", _below, _saving_backward)
 torch.library.register_fake("analogc::saving_backward", _fake_saving_backward)

@@ -56,8 +56,8 @@ class Stamp:
     def matches(self, tensor: Tensor) -> bool:
         """True if ``tensor`` is where and what it was when stamped, whichever way it is written."""
         return (
-            self.version == version_of(tensor)
-            and self.ptr == tensor.data_ptr()
+            self.ptr == tensor.data_ptr()
+            and self.version == version_of(tensor)
             and self.same_form(tensor)
             and self.stride == tensor.stride()
             and self._is_unwritten(tensor)
@@ -74,6 +74,8 @@ class Stamp:
     def _is_unwritten(self, tensor: Tensor) -> bool:
         if find(tensor) is not None:  # stands for one state; another state has another stand-in
             return True
+        if tensor.nbytes <= UNWATCHED:
+            return content_of(tensor) == self.content
         watch = page_watch()
         if (
             self.watched
@@ -84,12 +86,7 @@ class Stamp:
             return True
         # Watched from before the look at the content, so that no write falls in between. Pages are
         # protected only once a weight stood still: in training it changes with every step.
-        self.watched = (
-            watch is not None
-            and tensor.nbytes > UNWATCHED
-            and can_be_watched(tensor)
-            and watch.protect(tensor)
-        )
+        self.watched = watch is not None and can_be_watched(tensor) and watch.protect(tensor)
         self.edges = edges(tensor) if self.watched else b""
         same = content_of(tensor) == self.content
         self.watched &= same

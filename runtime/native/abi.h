@@ -66,6 +66,10 @@ int32_t analogc_pack(const analogc_weight *weight, const float *written);
 int32_t analogc_unpack(const analogc_weight *weight, const float *alpha, float *written);
 
 int32_t analogc_forward(const analogc_layer *layer);
+// The same with what changes from call to call given apart; `layer` is only read.
+int32_t analogc_call(const analogc_layer *layer, const float *x, float *y, const float *alpha,
+                     const float *bias, const float *input_range, const float *adc_range,
+                     uint8_t *mask, uint64_t key, uint64_t call, int32_t threads);
 
 // Standard normal numbers of row block `block` as a matrix [rows, columns].
 void analogc_normals(float *out, int64_t rows, int64_t columns, uint64_t key, uint32_t block,

@@ -57,6 +57,8 @@ extern "C" int32_t analogc_forward(const analogc_layer *layer) {
     const bool integer = l.weight.format == ANALOGC_INT16;
     if (l.batch < 0 || l.threads < 1) return ANALOGC_BAD_ARGUMENT;
     if (integer && (l.dac_levels < 1 || l.dac_levels > 127)) return ANALOGC_BAD_ARGUMENT;
+    if (l.dac_levels && !l.dynamic && !l.input_range) return ANALOGC_BAD_ARGUMENT;
+    if (l.adc_levels && !l.adc_range) return ANALOGC_BAD_ARGUMENT;
     const int64_t pixels = l.out[0] * l.out[1] * l.out[2];
     if (l.batch == 0 || pixels == 0) return ANALOGC_OK;
     // Starting threads costs as much as this many products.
@@ -66,4 +68,15 @@ extern "C" int32_t analogc_forward(const analogc_layer *layer) {
                            static_cast<double>(l.weight.columns);
     if (outputs * (rows + 32) < kFew) l.threads = 1;
     return integer ? forward<int16_t>(l) : forward<float>(l);
+}
+
+extern "C" int32_t analogc_call(const analogc_layer *layer, const float *x, float *y,
+                                const float *alpha, const float *bias, const float *input_range,
+                                const float *adc_range, uint8_t *mask, uint64_t key, uint64_t call,
+                                int32_t threads) {
+    analogc_layer l = *layer;
+    l.x = x, l.y = y, l.alpha = alpha, l.bias = bias;
+    l.input_range = input_range, l.adc_range = adc_range, l.mask = mask;
+    l.key = key, l.call = call, l.threads = threads;
+    return analogc_forward(&l);
 }

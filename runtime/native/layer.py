@@ -116,7 +116,7 @@ class Packed:
 
     def unpack_scaled(self, alpha: Tensor) -> Tensor:
         """Weight in its own units, ``alpha[n] * unpack()[n]``, in one pass."""
-        return self._unpack(_ready(alpha))
+        return self._unpack(_ready(alpha, self.shape[0]))
 
     def _unpack(self, alpha: Tensor | None) -> Tensor:
         written = torch.empty(self.shape)
@@ -176,7 +176,9 @@ class _Prepared:
         struct.dynamic = spec.dynamic
         struct.adc_per_column = adc_per_column
         struct.output_noise = spec.output_noise
-        self.template = bytes(struct)
+        self.struct = struct
+        self.call = loaded().call
+        self.adc_ranges = (n if adc_per_column else 1) * (len(packed.rows) - 1)
 
     @staticmethod
     def _convolve(
@@ -224,8 +226,10 @@ class _Prepared:
         )
 
 
-def _ready(values: Tensor) -> Tensor:
+def _ready(values: Tensor, count: int) -> Tensor:
     """The tensor itself if it is contiguous float32, else a copy that is."""
+    if values.numel() != count:
+        raise ValueError(f"{count} numbers wanted, got {list(values.shape)}")
     if values.dtype is torch.float32 and values.is_contiguous():
         return values
     return values.to(torch.float32).contiguous()
@@ -277,30 +281,31 @@ def forward(
     prepared = packed._prepared
     if prepared is None or not prepared.fits(packed, spec, x, last, geometry, per_column):
         prepared = packed._prepared = _Prepared(packed, spec, x, last, geometry, per_column)
-    # A private copy: other threads may be in this layer.
-    args = Layer.from_buffer_copy(prepared.template)
     if last:
         y = torch.empty(prepared.out, memory_format=torch.channels_last)
     else:
         y = torch.empty(prepared.out)
+    columns, blocks = packed.shape[0], len(packed.rows) - 1
     mask = None
     if want_mask and spec.adc is not None:
-        mask = _empty_mask(y, len(packed.rows) - 1, last)
-        args.mask = mask.data_ptr()
-    alpha = _ready(alpha)
-    args.x, args.y, args.alpha = x.data_ptr(), y.data_ptr(), alpha.data_ptr()
-    if bias is not None:
-        bias = _ready(bias)
-        args.bias = bias.data_ptr()
-    if input_range is not None:
-        input_range = _ready(input_range)
-        args.input_range = input_range.data_ptr()
-    if adc_range is not None:
-        adc_range = _ready(adc_range)
-        args.adc_range = adc_range.data_ptr()
-    args.key, args.call, args.threads = key, call, torch.get_num_threads()
-    if status := loaded().forward(args):
-        raise MemoryError(f"native kernel: status {status}")
+        mask = _empty_mask(y, blocks, last)
+    if alpha.dtype is not torch.float32 or len(alpha) != columns:
+        raise ValueError(f"{columns} float32 scales wanted, got {alpha.dtype} {list(alpha.shape)}")
+    # The operands live until the call returns; another thread may be in this layer meanwhile.
+    operands = (
+        bias if bias is None else _ready(bias.expand(columns), columns),
+        input_range if input_range is None else _ready(input_range, blocks),
+        adc_range if adc_range is None else _ready(adc_range, prepared.adc_ranges),
+    )
+    status = prepared.call(
+        prepared.struct, x.data_ptr(), y.data_ptr(), alpha.data_ptr(),
+        *[None if t is None else t.data_ptr() for t in operands],
+        None if mask is None else mask.data_ptr(), key, call, torch.get_num_threads(),
+    )  # fmt: skip
+    if status == 1:
+        raise MemoryError("native kernel: no memory for its scratch")
+    if status:
+        raise ValueError("native kernel: a converter has no range, or sizes do not fit")
     return y, mask
 
 

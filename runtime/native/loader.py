@@ -87,8 +87,10 @@ class Library:
         self.pack.argtypes, self.pack.restype = [weight, c_void_p], c_int32
         self.unpack = lib.analogc_unpack
         self.unpack.argtypes, self.unpack.restype = [weight, c_void_p, c_void_p], c_int32
-        self.forward = lib.analogc_forward
-        self.forward.argtypes, self.forward.restype = [layer], c_int32
+        self.call = lib.analogc_call
+        pointers = [c_void_p] * 7
+        self.call.argtypes = [layer, *pointers, c_uint64, c_uint64, c_int32]
+        self.call.restype = c_int32
         self.normals = lib.analogc_normals
         self.normals.argtypes = [c_void_p, c_int64, c_int64, c_uint64, c_uint32, c_uint32]
         self.normals.restype = None

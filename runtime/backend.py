@@ -1,0 +1,71 @@
+"""Which kernel computes a layer, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from . import cuda_kernels
+from .native.loader import library
+from .spec import LayerSpec
+from .tiles import Programmed
+
+KernelName = Literal["digital", "native-int16", "native-float32", "torch", "cuda", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What computes a layer."""
+
+    name: KernelName
+    """``digital``: torch's own operator. ``native-int16``, ``native-float32``: the C++ library, by
+    how it holds the weight. ``torch``: the reference path. ``cuda``: torch's GEMMs and our CuPy
+    kernels. ``none``: the layer has no memory yet (meta device)."""
+    why: str
+
+
+def kernel_of(weight: Tensor, spec: LayerSpec, held: Programmed | None, groups: int) -> Kernel:
+    """The kernel of a layer whose weight is ``weight`` and whose tiles hold ``held``."""
+    if spec.is_ideal:
+        return Kernel("digital", "ideal tiles: nothing to simulate")
+    if held is None or weight.is_meta:
+        return Kernel("none", "the weight has no memory: nothing is programmed")
+    if weight.is_cuda:
+        return _on_cuda(held)
+    if weight.dtype == torch.float64:
+        return Kernel("torch", "weights in float64")
+    if held.packed is None:
+        return Kernel("torch", _why_plain())
+    if (held.packed.groups, held.packed.rows) != (groups, spec.rows):
+        return Kernel("torch", "the weight is packed for another layer that shares it")
+    native = library()
+    isa = native.isa if native is not None else "?"
+    if held.packed.format == "int16":
+        assert spec.dac is not None, "int16 weights meet the codes of a DAC"
+        return Kernel("native-int16", f"{isa}: {spec.dac.bits}-bit codes, sums are exact integers")
+    return Kernel("native-float32", f"{isa}: {_why_float(spec)}")
+
+
+def _on_cuda(held: Programmed) -> Kernel:
+    if held.scale.dtype != torch.float32:
+        return Kernel("torch", "weights in float64")
+    if cuda_kernels.kernels_for(held.scale.device) is None:
+        return Kernel("torch", "CuPy or its driver is missing: pip install 'analogc[cuda]'")
+    return Kernel("cuda", "torch's GEMMs, one kernel for noise, ADC and accumulation")
+
+
+def _why_plain() -> str:
+    if library() is None:
+        return "the native library is missing or switched off"
+    return "the weight is empty"
+
+
+def _why_float(spec: LayerSpec) -> str:
+    if spec.dac is None:
+        return "inputs without a DAC are no integers"
+    if spec.dac.bits > 8:
+        return f"{spec.dac.bits}-bit codes times 16-bit weights overflow 32 bits"
+    return "row blocks too long for exact 32-bit sums, or weights that are not finite"

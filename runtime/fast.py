@@ -1,0 +1,61 @@
+"""The shortest way to a layer: what a compiled model's own code calls in place of the operators.
+
+The operators go through torch's dispatcher, which is where autograd, autocast, torch.func, fake
+tensors and tracers take part. A call that none of them takes part in goes straight to the kernel,
+20 us earlier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from . import ops
+
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def _is_alone(x: Any, weight: Any, bias: Any) -> bool:
+    """Whether the call needs nothing of the dispatcher."""
+    if type(x) is not Tensor or type(weight) not in _PLAIN:
+        return False
+    if torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        return False
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
+        and not torch._C._is_any_autocast_enabled()
+        and torch._C._get_tracing_state() is None
+    )
+
+
+def _make(name: str, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    op = getattr(torch.ops.analogc, name).default
+
+    def call(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+        if torch.compiler.is_compiling() or not _is_alone(x, weight, bias):
+            return cast(Tensor, op(x, weight, bias, *rest))
+        return kernel(x, weight, bias, *rest)
+
+    call.__name__ = call.__qualname__ = name
+    return call
+
+
+linear = _make("linear", ops.linear_kernel)
+conv1d = _make("conv1d", ops.conv_kernel)
+conv2d = _make("conv2d", ops.conv_kernel)
+conv3d = _make("conv3d", ops.conv_kernel)
+
+CALLS = {
+    getattr(torch.ops.analogc, call.__name__).default: call
+    for call in (linear, conv1d, conv2d, conv3d)
+}
+"""What to call for each operator."""
