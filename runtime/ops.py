@@ -125,12 +125,16 @@ def _simulate(
     batched = x.unsqueeze(0) if single else x
     packed = held.packed
     if packed is not None and (packed.groups, packed.rows) == (groups, spec.rows):
+        # A bias of any other shape is broadcast, and so are its sums with the output.
+        after = None if bias is None or bias.shape == weight.shape[:1] else bias
         wide = batched if batched.dtype is torch.float32 else batched.float()
         y, mask = native.forward(
-            wide, packed, held.scale, bias, input_range, adc_range, spec,
+            wide, packed, held.scale, bias if after is None else None, input_range, adc_range, spec,
             stride, padding, dilation, groups,
             noise.bits if noise else 0, noise.counter if noise else 0, want_mask,
         )  # fmt: skip
+        if after is not None:
+            y = y + after
         if y.dtype is not x.dtype:
             y = y.to(x.dtype)
     else:

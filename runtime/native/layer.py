@@ -293,7 +293,7 @@ def forward(
         raise ValueError(f"{columns} float32 scales wanted, got {alpha.dtype} {list(alpha.shape)}")
     # The operands live until the call returns; another thread may be in this layer meanwhile.
     operands = (
-        bias if bias is None else _ready(bias.expand(columns), columns),
+        bias if bias is None else _ready(bias, columns),
         input_range if input_range is None else _ready(input_range, blocks),
         adc_range if adc_range is None else _ready(adc_range, prepared.adc_ranges),
     )
