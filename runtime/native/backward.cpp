@@ -3,7 +3,6 @@
 #include "abi.h"
 #include "isa.h"
 
-#include <math.h>
 #include <string.h>
 
 using namespace analogc;
@@ -33,8 +32,12 @@ extern "C" int32_t analogc_drive(const float *x, int64_t rows, int64_t length, i
 extern "C" int32_t analogc_mask_gradient(const float *gradient, const uint8_t *mask, int64_t n,
                                          float *out, int32_t threads) {
     if (n < 0 || threads < 1) return ANALOGC_BAD_ARGUMENT;
-#pragma omp parallel for simd num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t i = 0; i < n; ++i) out[i] = gradient[i] * static_cast<float>(mask[i]);
+    constexpr int64_t kPart = 1 << 14;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t i = 0; i < n; i += kPart) {
+        const int64_t count = n - i < kPart ? n - i : kPart;
+        isa().mask_gradient(gradient + i, mask + i, count, out + i);
+    }
     return ANALOGC_OK;
 }
 
@@ -45,9 +48,7 @@ extern "C" int32_t analogc_clip_gradient(float *gradient, int64_t rows, int64_t 
     const float full = *range;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (int64_t i = 0; i < rows; ++i) {
-        float *to = gradient + i * stride;
-        const float *at = x + i * x_stride;
-        for (int64_t k = 0; k < length; ++k) to[k] *= fabsf(at[k]) <= full ? 1.0f : 0.0f;
+        isa().clip_gradient(gradient + i * stride, x + i * x_stride, length, full);
     }
     return ANALOGC_OK;
 }

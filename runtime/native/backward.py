@@ -76,13 +76,13 @@ class _Layer:
         n, k = self.packed.shape
         flat, out = x.reshape(-1, k).contiguous(), grad.reshape(-1, n).contiguous()
         masks = None if self.mask is None else self.mask.view(-1, *out.shape)
-        weight = self.packed.unpack_scaled(self.alpha) if self.need_input else None
+        rows = self.packed.rows_scaled(self.alpha) if self.need_input else None
         grad_x = torch.empty_like(flat) if self.need_input else None
         grad_w = torch.empty(n, k) if self.need_weight else None
         for r, (a, b) in enumerate(self.spec.blocks):
             passed = out if masks is None else mask_gradient(out, masks[r])
-            if grad_x is not None and weight is not None:
-                torch.mm(passed, weight[:, a:b], out=grad_x[:, a:b])
+            if grad_x is not None and rows is not None:
+                torch.mm(passed, rows[a:b].mT, out=grad_x[:, a:b])
                 if self.range is not None:
                     clip_gradient_(grad_x[:, a:b], flat[:, a:b], self.range[r])
             if grad_w is not None:
@@ -104,7 +104,8 @@ class _Layer:
         weight = self.packed.unpack_scaled(self.alpha).view(n, k // volume, *taps)
         x, grad = _dense(x), _dense(grad)
         single = len(self.spec.blocks) == 1
-        grad_x = torch.zeros_like(x) if self.need_input and not single else None
+        grad_x = torch.empty_like(x) if self.need_input and not single else None
+        done = 0  # channels that have a gradient: blocks may share one
         grad_w = torch.zeros_like(weight) if self.need_weight and not single else None
         for r, (start, stop) in enumerate(self.spec.blocks):
             first, last = start // volume, -(-stop // volume)
@@ -127,7 +128,10 @@ class _Layer:
                     found[1] if self.need_weight else None
                 )
             if grad_x is not None:
-                grad_x[:, first:last] += found[0]
+                if first < done:
+                    grad_x[:, first:done] += found[0][:, : done - first]
+                grad_x[:, done:last] = found[0][:, done - first :]
+                done = last
             if grad_w is not None:
                 skip = first * volume
                 flat = found[1].reshape(n, -1)

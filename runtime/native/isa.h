@@ -87,6 +87,11 @@ struct Isa {
                          float *out, int64_t out_stride);
     void (*normals)(float *out, uint64_t first_group, int64_t groups, uint64_t key, uint32_t block,
                     uint32_t call);
+    void (*mask_gradient)(const float *gradient, const uint8_t *mask, int64_t n, float *out);
+    void (*clip_gradient)(float *gradient, const float *x, int64_t n, float full);
+    // even[n] = codes[n][0] * step[n] * alpha[n], odd[n] = codes[n][1] * ...; odd may be null.
+    void (*pair_of_rows)(const int16_t *codes, int64_t n, const float *step, const float *alpha,
+                         float *even, float *odd);
     uint64_t (*hash)(const void *data, uint64_t bytes);
 };
 

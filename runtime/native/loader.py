@@ -87,6 +87,9 @@ class Library:
         self.pack.argtypes, self.pack.restype = [weight, c_void_p], c_int32
         self.unpack = lib.analogc_unpack
         self.unpack.argtypes, self.unpack.restype = [weight, c_void_p, c_void_p], c_int32
+        self.unpack_rows = lib.analogc_unpack_rows
+        self.unpack_rows.argtypes = [weight, c_void_p, c_void_p, c_int32]
+        self.unpack_rows.restype = c_int32
         self.call = lib.analogc_call
         pointers = [c_void_p] * 7
         self.call.argtypes = [layer, *pointers, c_uint64, c_uint64, c_int32]

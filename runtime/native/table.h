@@ -18,4 +18,7 @@
      planes<int16_t>,                   \
      store_planes,                      \
      normals,                           \
+     mask_gradient,                     \
+     clip_gradient,                     \
+     pair_of_rows,                      \
      hash}

@@ -268,7 +268,8 @@ def test_file_holds_no_pickle_and_is_a_safetensors_file(path: Path) -> None:
     make().save(path)
     tensors = safetensors.torch.load_file(path)
     assert {"conv.weight", "body.weight"} <= set(tensors)
-    assert not path.read_bytes().startswith((b"\x80", b"PK"))
+    # The first eight bytes are the length of the header, and may be any.
+    assert path.read_bytes()[8:9] == b"{"
 
 
 @pytest.mark.parametrize("name", ["a-b", "my key", "é"])

@@ -389,8 +389,6 @@ ALLOWED = {
     "runtime/stamp.py:Stamp.dtype": "as device",
     "runtime/target.py:Target.device": "the device model of a target, no torch.device",
     "runtime/spec.py:LayerSpec.device": "the device model of a layer, no torch.device",
-    "runtime/cuda_kernels.py:CupyKernels._device": "what its kernels were compiled for",
-    "runtime/gpu.py:_Prepared.device_starts": "a tensor",
     "compiler/graph_json.py:GraphReader.device": "where to load a file to; gone when it is read",
     "compiler/signature.py:TensorLeaf.dtype": "of an input, to check calls against",
     "compiler/cli_inputs.py:InputSpec.dtype": "of an input that the command line makes",

@@ -224,25 +224,6 @@ def test_box_muller_equals_that_of_cpp(scalar_library: ctypes.CDLL) -> None:
         assert np.array_equal(found.view(np.int32), numpy_s.view(np.int32))
 
 
-@pytest.mark.parametrize("first", [0, 5, 2**28 - 1])
-def test_normals_equal_those_of_cpp(scalar_library: ctypes.CDLL, first: int) -> None:
-    found = np.empty((3000, 64), np.float32)
-
-    scalar_library.normals(
-        pointer(found), ctypes.c_ulong(first), ctypes.c_long(3000), ctypes.c_ulong(KEY),
-        ctypes.c_uint(4), ctypes.c_uint(2**32 - 1),
-    )  # fmt: skip
-
-    expected = philox.normals(KEY, 4, -1, 3000, 64, first)
-    assert np.array_equal(found.view(np.int32), expected.view(np.int32))
-
-
-def test_width_equals_that_of_cpp(scalar_library: ctypes.CDLL) -> None:
-    scalar_library.width.restype = ctypes.c_long
-    for columns in range(1, 200):
-        assert scalar_library.width(ctypes.c_long(columns)) == philox.width(columns)
-
-
 # -- converters in C++ ----------------------------------------------------------------------------
 
 SPECIAL = [0.0, -0.0, 0.5, -0.5, 1.5, 2.5, -2.5, 126.5, 127.5, 1e30, -1e30, math.inf, -math.inf,

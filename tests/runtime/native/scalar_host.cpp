@@ -1,5 +1,5 @@
-// What the tests call of scalar.h and lanes.h.
-#include "lanes.h"
+// What the tests call of scalar.h.
+#include "scalar.h"
 
 extern "C" {
 
@@ -15,17 +15,6 @@ void philox_words(const unsigned *counter, unsigned *words, long n, unsigned k0,
 void normal_pairs(const unsigned *radius, const unsigned *angle, float *z0, float *z1, long n) {
     for (long i = 0; i < n; ++i) analogc::normal_pair(radius[i], angle[i], z0[i], z1[i]);
 }
-
-// Normals 64 * first .. 64 * (first + groups) of a noise matrix.
-void normals(float *out, unsigned long first, long groups, unsigned long key, unsigned row_block,
-             unsigned call) {
-    const analogc::PhiloxKeys keys = analogc::philox_keys(key);
-    for (long g = 0; g < groups; ++g) {
-        analogc::normals_64(first + g, row_block, call, keys, out + 64 * g);
-    }
-}
-
-long width(long columns) { return analogc::noise_width(columns); }
 
 void dac_codes(const float *x, float *codes, long n, float steps, float levels) {
     for (long i = 0; i < n; ++i) codes[i] = analogc::dac_code(x[i], steps, levels);

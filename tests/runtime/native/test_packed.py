@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analogc.runtime.native.layer import Packed
+from analogc.runtime.native.layer import Format, Packed
+from analogc.runtime.native.loader import Library
 
 from .oracle import Case, cases
 
@@ -40,6 +41,20 @@ def test_unpack_scaled_is_unpack_times_alpha() -> None:
     alpha = torch.rand(70) + 1
 
     assert torch.equal(packed.unpack_scaled(alpha), packed.unpack() * alpha[:, None])
+
+
+@pytest.mark.parametrize("format", ["int16", "float32"])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (64, 12), (130, 33)])
+def test_rows_scaled_is_the_same_transposed(
+    shape: tuple[int, int], format: Format, native: Library
+) -> None:
+    weight, alpha = torch.randn(shape), torch.rand(shape[0]) + 0.5
+    cuts = sorted({0, shape[1] // 3, shape[1]})
+    packed = Packed.pack(weight, tuple(cuts), dac_bits=8, format=format)
+    for name in native.isas:
+        native.isa = name
+        assert torch.equal(packed.rows_scaled(alpha), packed.unpack_scaled(alpha).mT)
+    native.isa = native.isas[-1]
 
 
 def test_format_is_int16_where_that_is_faithful() -> None:
