@@ -31,7 +31,7 @@ from ..runtime.derived import DerivedWeight, Keeps
 from ..runtime.errors import AnalogcError, FormatError, InputError, UnsupportedError
 from ..runtime.guard import checked_access
 from ..runtime.mapping import TileMapping
-from ..runtime.noise import NoiseSource
+from ..runtime.noise import NoiseKey, NoiseSource
 from ..runtime.reference import flat_weight
 from ..runtime.spec import parse
 from ..runtime.target import Target
@@ -115,6 +115,8 @@ def _describe(model: CompiledModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
         written = flat_weight(held, torch.Size(shape), ctx.arrays[name].spec)
         tensors[f"{HOME}.tiles.{name}.written"] = written.cpu().contiguous()
         tensors[f"{HOME}.tiles.{name}.scale"] = held.scale.cpu()
+        arrays[name]["noise_key"] = [held.key.seed, held.key.stream, held.key.counter]
+        arrays[name]["seconds"] = held.seconds
     derived = {
         name: {"graph": graph_to_json(module.expression.graph), "keeps": module.keeps}
         for name, module in root.get_submodule(f"{HOME}.derived").named_children()
@@ -259,7 +261,7 @@ def _rebuild(
         array = TileArray(name, f"{uid}/{name}", spec, ctx.noise, sync, groups)
         ctx.arrays[name] = array
         if "shape" in data:
-            contents[name] = _content(array, data["shape"], tensors, device)
+            contents[name] = _content(array, data, tensors, device)
         array.times_programmed, array.calls = int(data["times_programmed"]), int(data["calls"])
     ctx.auto_sync = all(array.auto_sync for array in ctx.arrays.values())
     for name, data in manifest["derived"].items():
@@ -314,21 +316,26 @@ def _check_signature(graph: fx.Graph, signature: Signature) -> None:
 
 
 def _content(
-    array: TileArray, shape: Any, tensors: dict[str, Tensor], device: torch.device
+    array: TileArray, data: dict[str, Any], tensors: dict[str, Tensor], device: torch.device
 ) -> Programmed:
     prefix = f"{HOME}.tiles.{array.name}"
     written, scale = (tensors[f"{prefix}.{part}"].to(device) for part in ("written", "scale"))
-    size = torch.Size(shape)
+    size = torch.Size(data["shape"])
+    seed, stream, counter = data["noise_key"]
+    seconds = float(data["seconds"])
     if (
         written.shape != (size[0], size[1:].numel())
         or written.shape[1] != array.spec.rows[-1]
         or scale.shape != size[:1]
         or not 0 < array.groups <= max(size[0], 1)
         or size[0] % array.groups
+        or not seconds >= 0
+        or not isinstance(stream, str)
         or {written.dtype, scale.dtype} - {torch.float32, torch.float64}
     ):
         raise FormatError(f"tiles of {array.name!r} do not fit their layer")
-    return store(written, size, scale, array.spec, array.groups)
+    held = store(written, size, array.spec, array.groups)
+    return Programmed(held, scale, NoiseKey(int(seed), stream, int(counter)), seconds)
 
 
 def _tree(manifest: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> Holder:

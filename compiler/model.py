@@ -20,6 +20,7 @@ from ..passes.derive_weights import HOME
 from ..passes.verify import OPS
 from ..runtime.backend import kernel_of
 from ..runtime.calibrate import calibrate
+from ..runtime.converters import is_number
 from ..runtime.errors import InputError, SyncError, UnsupportedError
 from ..runtime.fast import CALLS
 from ..runtime.guard import Access
@@ -406,6 +407,25 @@ class CompiledModel(fx.GraphModule):
         for _, array, weight in self._live_weights():
             if not array.spec.is_ideal:
                 array.write(weight)
+
+    def drift_to(self, seconds: float) -> None:
+        """Bring all tiles to their state ``seconds`` after they were programmed.
+
+        Times may come in any order: a state depends on the programming and the time alone. A weight
+        that changes is programmed anew, and its tiles are fresh again, at time 0.
+
+        Args:
+            seconds: time after programming [s].
+
+        Raises:
+            InputError: no number, or below 0.
+            SyncError: a weight changed and ``auto_sync`` is off.
+        """
+        if not is_number(seconds) or seconds < 0:
+            raise InputError(f"drift_to() takes a time >= 0 [s], got {seconds!r}")
+        for _, array, weight in self._live_weights():
+            if not array.spec.is_ideal:
+                array.drift_to(weight, float(seconds))
 
     @property
     def auto_sync(self) -> bool:

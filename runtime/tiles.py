@@ -22,6 +22,8 @@ from .spec import LayerSpec
 from .stamp import Stamp
 from .standin import resolve
 
+_FIXED = NoiseKey(0, "stateless", 0)
+
 
 class Programmed:
     """Content of the tiles of one layer, held once: packed for the native kernels, or plain.
@@ -30,13 +32,23 @@ class Programmed:
         held: the packed weight, or the row blocks: for a linear layer ``[N, K_r]``, for a conv
             ``[N, channels of the block, *kernel]``, zero at the taps of other blocks.
         scale: weight scale of each output column, ``[N]``.
+        key: of the programming noise.
+        seconds: time since programming whose state this is.
     """
 
-    __slots__ = ("held", "scale")
+    __slots__ = ("held", "key", "scale", "seconds")
 
-    def __init__(self, held: Packed | tuple[Tensor, ...], scale: Tensor) -> None:
+    def __init__(
+        self,
+        held: Packed | tuple[Tensor, ...],
+        scale: Tensor,
+        key: NoiseKey = _FIXED,
+        seconds: float = 0.0,
+    ) -> None:
         self.held = held
         self.scale = scale
+        self.key = key
+        self.seconds = seconds
 
     @property
     def packed(self) -> Packed | None:
@@ -68,7 +80,11 @@ def channel_span(start: int, stop: int, taps: int) -> tuple[int, int]:
 
 
 def program(
-    weight: Tensor, spec: LayerSpec, key: NoiseKey, groups: int | None = None
+    weight: Tensor,
+    spec: LayerSpec,
+    key: NoiseKey,
+    groups: int | None = None,
+    seconds: float = 0.0,
 ) -> Programmed:
     """Write ``weight`` ([N, K] or [N, C, *kernel]) into devices: a function of its arguments.
 
@@ -77,6 +93,7 @@ def program(
         spec: settings of the layer.
         key: of the programming noise.
         groups: of the layer, to hold the weight packed where that can be; None: plain.
+        seconds: after programming.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
     with torch.no_grad():
@@ -86,19 +103,22 @@ def program(
             peak = peak.max().expand_as(peak).contiguous()
         scale = torch.where(peak > 0, peak, torch.ones_like(peak))
         written = spec.device.program(flat / scale[:, None], key)
-        return store(written, weight.shape, scale, spec, groups)
+        if seconds > 0:
+            drift_key = NoiseKey(key.seed, f"{key.stream}/drift", key.counter)
+            written = spec.device.drift(written, seconds, drift_key)
+        held = store(written, weight.shape, spec, groups)
+        return Programmed(held, scale, key, seconds)
 
 
 def store(
-    written: Tensor, shape: torch.Size, scale: Tensor, spec: LayerSpec, groups: int | None
-) -> Programmed:
-    """Content of the effective normalised weight ``written`` ``[N, K]``, packed if it can be."""
+    written: Tensor, shape: torch.Size, spec: LayerSpec, groups: int | None
+) -> Packed | tuple[Tensor, ...]:
+    """The effective normalised weight ``written`` ``[N, K]`` as it is held: packed if it can be."""
     native = groups is not None and written.dtype == torch.float32 and not written.is_cuda
     if native and not written.is_meta and written.numel() and library() is not None:
         bits = spec.dac.bits if spec.dac else None
-        packed = Packed.pack(written, spec.rows, tuple(shape[2:]), groups or 1, bits)
-        return Programmed(packed, scale)
-    return Programmed(_cut(written, shape, spec.rows), scale)
+        return Packed.pack(written, spec.rows, tuple(shape[2:]), groups or 1, bits)
+    return _cut(written, shape, spec.rows)
 
 
 def _cut(written: Tensor, shape: torch.Size, rows: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -171,6 +191,20 @@ class TileArray:
         self.times_programmed += 1
         return self.programmed
 
+    def drift_to(self, weight: Tensor, seconds: float) -> None:
+        """Bring the tiles to their state ``seconds`` after they were programmed, sooner or later.
+
+        The state is computed from the weight and the noise of its programming, so any order of
+        times gives the same states, and no second copy of the weight is kept.
+
+        Raises:
+            SyncError: the weight changed since and ``auto_sync`` is off.
+        """
+        held = self.current(weight)
+        if self.spec.device.drifts and held.seconds != seconds:
+            value = resolve(weight)
+            self.programmed = program(value, self.spec, held.key, self.groups, seconds)
+
     def adopt(self, weight: Tensor, programmed: Programmed) -> None:
         """Take ``programmed`` as what ``weight`` was written as (used when a file is loaded)."""
         self.programmed = programmed
@@ -210,4 +244,4 @@ def find(key: str) -> TileArray | None:
 
 def stateless(weight: Tensor, spec: LayerSpec, groups: int = 1) -> Programmed:
     """Content of tiles that no live array stands for: programmed on the spot with a fixed key."""
-    return program(resolve(weight), spec, NoiseKey(0, "stateless", 0), groups)
+    return program(resolve(weight), spec, _FIXED, groups)

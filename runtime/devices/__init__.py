@@ -1,6 +1,6 @@
 """Device models: what a target weight becomes when it is written into resistive devices.
 
-A model is a small frozen dataclass with a ``kind`` (its name in JSON) and ``program``.
+A model is a small frozen dataclass with a ``kind`` (its name in JSON), ``program`` and ``drift``.
 """
 
 from __future__ import annotations
@@ -29,6 +29,15 @@ class Device(Protocol):
 
     def program(self, weight: Tensor, key: NoiseKey) -> Tensor:
         """Effective normalised weight after writing ``weight`` (both in units of full scale)."""
+        ...
+
+    @property
+    def drifts(self) -> bool:
+        """True if what was written changes with time."""
+        ...
+
+    def drift(self, written: Tensor, seconds: float, key: NoiseKey) -> Tensor:
+        """What ``written`` has become ``seconds`` after programming: a function of its operands."""
         ...
 
 

@@ -21,6 +21,15 @@ class IdealDevice:
         """Always true."""
         return True
 
+    @property
+    def drifts(self) -> bool:
+        """Never."""
+        return False
+
+    def drift(self, written: Tensor, seconds: float, key: NoiseKey) -> Tensor:
+        """Return ``written`` itself."""
+        return written
+
     def program(self, weight: Tensor, key: NoiseKey) -> Tensor:
         """Return ``weight`` itself."""
         return weight

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 from torch.utils.dlpack import from_dlpack
 
 import analogc
-from analogc import CompiledModel, TileSpec
+from analogc import CompiledModel, GaussianDevice, TileSpec
+from analogc.errors import SyncError
 from analogc.runtime.standin import resolve
 
 RANGES = "_analog.ranges"
@@ -46,7 +48,9 @@ class Net(nn.Module):
 
 
 X = torch.linspace(-1.0, 1.0, 4 * 2 * 4 * 4).sin().view(4, 2, 4, 4)
-TARGET = analogc.targets.generic_8bit().replace(tile=TileSpec(64, 64))
+TARGET = analogc.targets.generic_8bit().replace(
+    tile=TileSpec(64, 64), device=GaussianDevice(0, drift_nu=0.06)
+)
 
 
 def _numpy(p: Tensor) -> Any:
@@ -185,6 +189,29 @@ class Weights(RuleBasedStateMachine):
     def move(self, dtype: torch.dtype) -> None:
         self.compiled.to(dtype)
 
+    @precondition(lambda self: torch.cuda.is_available())
+    @rule()
+    def move_there_and_back(self) -> None:
+        self.compiled.cuda()
+        self.compiled(X.to("cuda", self.dtype))
+        self.compiled.cpu()
+
+    @rule(seconds=st.sampled_from([0.0, 60.0, 1e5]))
+    def drift(self, seconds: float) -> None:
+        self.compiled.drift_to(seconds)
+
+    @rule(path=st.sampled_from(PATHS), how=st.sampled_from(sorted(WRITES)), seed=seeds)
+    def write_while_auto_sync_is_off(self, path: str, how: str, seed: int) -> None:
+        self.compiled.auto_sync = False
+        self.write(path, how, seed)
+        stale = any(not a.is_current(w) for _, a, w in self.compiled._live_weights())
+        try:
+            if stale:
+                with pytest.raises(SyncError):
+                    self.compiled(X.to(self.dtype))
+        finally:
+            self.compiled.auto_sync = True
+
     @rule()
     def shake(self) -> None:
         """There and back again: the same values in other memory."""
@@ -213,6 +240,12 @@ class Weights(RuleBasedStateMachine):
             for name, value in self.compiled.get_submodule(RANGES).named_buffers():
                 theirs[name].copy_(value)
         new.program()
+        ages = {}
+        for mapping, array, _ in self.compiled._live_weights():
+            assert array.programmed is not None, "a forward ran"
+            ages[mapping.array] = array.programmed.seconds
+        for mapping, array, weight in new._live_weights():
+            array.drift_to(weight, ages[mapping.array])
         return new
 
     @invariant()
@@ -228,10 +261,10 @@ class Weights(RuleBasedStateMachine):
                 expected[mapping.array] = times + (0 if same else 1)
             else:
                 expected[mapping.array] = array.times_programmed  # of a new graph, just made
-        other = self.like(self.other)
         with torch.no_grad():
             x = X.to(self.dtype)
-            got, want = self.compiled(x), other(x)
+            got = self.compiled(x)
+            want = self.like(self.other)(x)
         assert torch.equal(got, want)
         found = {m.array: a.times_programmed for m, a, _ in self.compiled._live_weights()}
         assert found == expected
