@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .fingerprint import fingerprint
 from .standin import find, resolve
-from .watch import can_be_watched, edges, page_watch
+from .watch import Look, can_be_watched, page_watch
 
 UNWATCHED = 1 << 17
 """Bytes up to which looking at the content costs less than asking the kernel about it."""
@@ -35,8 +35,7 @@ class Stamp:
     """
 
     __slots__ = (
-        "anchor", "content", "device", "dtype", "edges", "ptr", "shape", "stride", "version",
-        "watched",
+        "anchor", "content", "device", "dtype", "look", "ptr", "shape", "stride", "version",
     )  # fmt: skip
 
     def __init__(self, tensor: Tensor, value: Tensor | None = None) -> None:
@@ -48,10 +47,8 @@ class Stamp:
         self.shape = tensor.shape
         self.stride = tensor.stride()
         self.content = content_of(resolve(tensor) if value is None else value)
-        self.watched = False
-        """True if the kernel tracks writes to the memory since the content was looked at."""
-        self.edges = b""
-        """Bytes that lie in pages with other data, which the kernel cannot tell apart."""
+        self.look: Look | None = None
+        """Tells of writes to the memory since the content was looked at."""
 
     def matches(self, tensor: Tensor) -> bool:
         """True if ``tensor`` is where and what it was when stamped, whichever way it is written."""
@@ -76,20 +73,16 @@ class Stamp:
             return True
         if tensor.nbytes <= UNWATCHED:
             return content_of(tensor) == self.content
-        watch = page_watch()
-        if (
-            self.watched
-            and watch is not None
-            and not watch.written(tensor)
-            and edges(tensor) == self.edges
-        ):
+        if self.look is not None and self.look.sees_no_write():
             return True
         # Watched from before the look at the content, so that no write falls in between. Pages are
         # protected only once a weight stood still: in training it changes with every step.
-        self.watched = watch is not None and can_be_watched(tensor) and watch.protect(tensor)
-        self.edges = edges(tensor) if self.watched else b""
+        watch = page_watch()
+        look = None
+        if watch is not None and can_be_watched(tensor) and watch.protect(tensor):
+            look = watch.look_at(tensor)
         same = content_of(tensor) == self.content
-        self.watched &= same
+        self.look = look if same else None
         return same
 
     def same_content(self, other: Stamp) -> bool:

@@ -21,6 +21,8 @@ import sys
 
 from torch import Tensor
 
+from .native.loader import library
+
 _SYSCALL = {"x86_64": 323, "aarch64": 282}
 _UFFD_USER_MODE_ONLY = 1
 _UFFD_API = 0xAA
@@ -57,8 +59,7 @@ class PageWatch:
     def protect(self, tensor: Tensor) -> bool:
         """Watch the whole pages of ``tensor`` from now on; False if they cannot be.
 
-        The bytes outside them are ``edges``: their pages hold other data too, so the caller
-        compares them.
+        The bytes outside them share their pages with other data; ``look_at`` compares them.
         """
         start, stop = _pages(tensor)
         if start >= stop:
@@ -73,23 +74,58 @@ class PageWatch:
             return False
         return True
 
-    def written(self, tensor: Tensor) -> bool:
-        """True if a whole page was written since ``protect``, or if that cannot be told."""
-        try:
-            return self._scan(*_pages(tensor), 0)[0] > 0
-        except OSError:
-            return True
+    def look_at(self, tensor: Tensor) -> Look:
+        """What tells whether ``tensor`` was written since ``protect``; the edges count from now."""
+        return Look(self, tensor)
 
-    def _scan(self, start: int, stop: int, flags: int) -> tuple[int, int]:
-        """Number of regions with written pages (0 or 1), and where the scan ended."""
-        argument = bytearray(
+    def _argument(self, start: int, stop: int, flags: int) -> bytearray:
+        return bytearray(
             struct.pack(
                 "12Q", 96, flags | _SCAN_CHECK_WPASYNC, start, stop, 0,
                 ctypes.addressof(self._region), 1, 0, 0, _PAGE_IS_WRITTEN, 0, _PAGE_IS_WRITTEN,
             )
         )  # fmt: skip
+
+    def _scan(self, start: int, stop: int, flags: int) -> tuple[int, int]:
+        """Number of regions with written pages (0 or 1), and where the scan ended."""
+        argument = self._argument(start, stop, flags)
         found = self._ioctl(self._pagemap, _PAGEMAP_SCAN, argument)
         return found, struct.unpack_from("Q", argument, 32)[0]
+
+
+class Look:
+    """Asks whether the memory of one tensor was written, in about 3 us."""
+
+    __slots__ = ("_argument", "_edges", "_spans", "_watch")
+
+    def __init__(self, watch: PageWatch, tensor: Tensor) -> None:
+        first, last = _pages(tensor)
+        start = tensor.data_ptr()
+        stop = start + _span(tensor)
+        self._watch = watch
+        self._argument = watch._argument(first, last, 0)
+        self._spans = tuple(
+            span for span in ((start, first - start), (last, stop - last)) if span[1]
+        )
+        self._edges = self._read_edges()
+
+    def sees_no_write(self) -> bool:
+        """True if nothing was written since; the memory must still be there."""
+        watch = self._watch
+        if page_watch() is not watch:  # a forked child
+            return False
+        try:
+            if watch._ioctl(watch._pagemap, _PAGEMAP_SCAN, self._argument) > 0:
+                return False
+        except OSError:
+            return False
+        return self._read_edges() == self._edges
+
+    def _read_edges(self) -> tuple[bytes | int, ...]:
+        # The pages at both ends hold other data too, so the tensor's own bytes there are compared.
+        native = library()
+        read = ctypes.string_at if native is None else native.hash
+        return tuple(read(*span) for span in self._spans)
 
 
 def _pages(tensor: Tensor) -> tuple[int, int]:
@@ -98,14 +134,6 @@ def _pages(tensor: Tensor) -> tuple[int, int]:
     start = tensor.data_ptr()
     stop = start + _span(tensor)
     return -(-start // size) * size, stop // size * size
-
-
-def edges(tensor: Tensor) -> bytes:
-    """The bytes of the tensor's memory before its first and behind its last whole page."""
-    start = tensor.data_ptr()
-    stop = start + _span(tensor)
-    first, last = _pages(tensor)
-    return ctypes.string_at(start, first - start) + ctypes.string_at(last, stop - last)
 
 
 def _span(tensor: Tensor) -> int:

@@ -20,9 +20,7 @@ from torch.utils.dlpack import from_dlpack
 import analogc
 from analogc import CompiledModel, TileSpec
 from analogc.errors import InputError, UnsupportedError
-from analogc.runtime.derived import DerivedWeight
 from analogc.runtime.guard import Guard
-from analogc.runtime.stamp import Stamp
 
 TARGETS = ["ideal", "generic-8bit"]
 
@@ -190,15 +188,6 @@ def storages() -> dict[int, int]:
     return found
 
 
-def stamps(compiled: CompiledModel) -> Iterator[Stamp]:
-    for _, array in compiled._arrays():
-        if array._stamp is not None:
-            yield array._stamp
-    for module in compiled.modules():
-        if isinstance(module, DerivedWeight):
-            yield from module._stamps
-
-
 def measured(make: Callable[[], tuple[nn.Module, Tensor]], target: str) -> float:
     """Bytes of the compiled model over those of the model, after forwards in eval mode."""
     before = storages()
@@ -213,8 +202,6 @@ def measured(make: Callable[[], tuple[nn.Module, Tensor]], target: str) -> float
     del model
     after = storages()
     total = sum(n for at, n in after.items() if at not in before and at != x.data_ptr())
-    for stamp in stamps(compiled):
-        total += len(stamp.edges)
     return total / size
 
 
