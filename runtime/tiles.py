@@ -156,6 +156,7 @@ class TileArray:
     _stamp: Stamp | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        self._read_stream = f"read/{self.name}"
         _ARRAYS[self.key] = self
 
     def current(self, weight: Tensor) -> Programmed:
@@ -221,7 +222,7 @@ class TileArray:
     def next_call(self) -> NoiseKey:
         """Key of the output noise of one more call."""
         self.calls += 1
-        return self.noise.key(f"read/{self.name}", self.calls - 1)
+        return self.noise.key(self._read_stream, self.calls - 1)
 
     def _is_unchanged(self, weight: Tensor) -> bool:
         return self._stamp is not None and self._stamp.matches(weight)

@@ -300,7 +300,7 @@ def forward(
     mask = None
     if want_mask and spec.adc is not None:
         mask = _empty_mask(y, blocks, last)
-    if alpha.dtype is not torch.float32 or len(alpha) != columns:
+    if alpha.dtype is not torch.float32 or alpha.numel() != columns:
         raise ValueError(f"{columns} float32 scales wanted, got {alpha.dtype} {list(alpha.shape)}")
     # The operands live until the call returns; another thread may be in this layer meanwhile.
     operands = (
