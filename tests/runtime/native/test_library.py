@@ -38,6 +38,7 @@ def test_environment_chooses(native: Library) -> None:
 
 
 def test_a_missing_library_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ANALOGC_NATIVE", raising=False)
     monkeypatch.setattr(loader, "find", lambda: None)
     loader.library.cache_clear()
     try:
