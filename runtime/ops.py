@@ -124,7 +124,7 @@ def _simulate(
     single = weight.dim() > 2 and x.dim() == weight.dim() - 1
     batched = x.unsqueeze(0) if single else x
     packed = held.packed
-    if packed is not None and (packed.groups, packed.rows) == (groups, spec.rows):
+    if packed is not None and x.is_cpu and (packed.groups, packed.rows) == (groups, spec.rows):
         # A bias of any other shape is broadcast, and so are its sums with the output.
         after = None if bias is None or bias.shape == weight.shape[:1] else bias
         wide = batched if batched.dtype is torch.float32 else batched.float()
@@ -268,6 +268,8 @@ def _saving_backward(
     packed = held.packed
     if (
         packed is not None
+        and x.is_cpu
+        and grad.is_cpu
         and (packed.groups, packed.rows) == (groups, settings.rows)
         and backward.serves(packed, settings)
     ):

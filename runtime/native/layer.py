@@ -239,8 +239,10 @@ class _Prepared:
 
 def _ready(values: Tensor, count: int) -> Tensor:
     """The tensor itself if it is contiguous float32, else a copy that is."""
-    if values.numel() != count:
-        raise ValueError(f"{count} numbers wanted, got {list(values.shape)}")
+    if values.numel() != count or not values.is_cpu:
+        raise ValueError(
+            f"{count} numbers on the CPU wanted, got {list(values.shape)} on {values.device}"
+        )
     if values.dtype is torch.float32 and values.is_contiguous():
         return values
     return values.to(torch.float32).contiguous()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from analogc import Converter, GaussianDevice
 from analogc.errors import FormatError
-from analogc.runtime import ops
+from analogc.runtime import fast, ops
 from analogc.runtime.noise import NoiseSource
 from analogc.runtime.spec import LayerSpec
 from analogc.runtime.tiles import TileArray
@@ -369,3 +369,13 @@ def test_a_text_that_is_no_spec_is_a_format_error() -> None:
 
     with pytest.raises(FormatError):
         operator("linear")(*args[:-2], "8 bits please", "")
+
+
+def test_operands_of_another_device_are_refused() -> None:
+    args = list(operands("linear", "8bit"))
+    for i in (0, 2, 3, 4):
+        wrong = list(args)
+        wrong[i] = args[i].to("meta")
+        # The native kernel would read where there is no memory.
+        with torch.no_grad(), pytest.raises((RuntimeError, ValueError), match="meta"):
+            fast.linear(*wrong)
