@@ -68,7 +68,7 @@ def _dims(node: fx.Node) -> int:
     return int(node.meta["val"].dim())
 
 
-def _transpose(emit: Emitter, weight: fx.Node, fixed: set[fx.Node]) -> fx.Node:
+def stored_on_the_right(emit: Emitter, weight: fx.Node, fixed: set[fx.Node]) -> fx.Node:
     """``weight`` [K, N] as [N, K]."""
     base = without_transpose(weight)
     if base is None:
@@ -103,7 +103,7 @@ def _product(node: fx.Node, fixed: set[fx.Node]) -> bool:
     emit = _emitter(node)
     if right in fixed and left not in fixed and _dims(right) in (1, 2):
         if _dims(right) == 2:
-            y = emit.call(LINEAR, left, _transpose(emit, right, fixed))
+            y = emit.call(LINEAR, left, stored_on_the_right(emit, right, fixed))
         else:
             row = emit.call(aten.unsqueeze.default, right, 0)
             y = emit.call(aten.squeeze.dim, emit.call(LINEAR, left, row), -1)
@@ -134,10 +134,10 @@ def _addmm(node: fx.Node, fixed: set[fx.Node]) -> bool:
     emit = _emitter(node)
     plain = beta == 1 and alpha == 1 and isinstance(bias, fx.Node) and _dims(bias) == 1
     if right in fixed and plain:
-        y = emit.call(LINEAR, left, _transpose(emit, right, fixed), bias)
+        y = emit.call(LINEAR, left, stored_on_the_right(emit, right, fixed), bias)
     else:
         if right in fixed:
-            y = emit.call(LINEAR, left, _transpose(emit, right, fixed))
+            y = emit.call(LINEAR, left, stored_on_the_right(emit, right, fixed))
         else:
             turned = emit.call(aten.t.default, right)
             y = emit.call(aten.t.default, emit.call(LINEAR, turned, left))

@@ -64,6 +64,15 @@ ANALOG: dict[str, tuple[nn.Module, tuple[int, ...], int]] = {
     "conv2d unbatched": (nn.Conv2d(3, 5, 3), (3, 8, 6), 5 * 24 * 27),
     "conv3d": (nn.Conv3d(2, 3, 2), (1, 2, 4, 4, 4), 3 * 27 * (2 * 8)),
 }
+LOWERED: dict[str, tuple[nn.Module, tuple[int, ...], Any, int]] = {
+    "einsum with a weight": (
+        nn.Linear(6, 5), (3, 2, 6), lambda m, x: torch.einsum("btk,nk->btn", x, m.weight),
+        3 * 2 * 6 * 5,
+    ),
+    "stacked weights": (
+        nn.Bilinear(6, 5, 3), (3, 2, 6), lambda m, x: torch.bmm(x, m.weight), 3 * 2 * 6 * 5,
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", ANALOG)
@@ -73,6 +82,16 @@ def test_work_of_an_analog_layer_is_counted(what: str) -> None:
     assert (found.kind, found.macs) == ("analog", macs)
     assert found.module == "layer"
     assert found.op.startswith("analogc.")
+
+
+@pytest.mark.parametrize("what", LOWERED)
+def test_work_that_is_lowered_to_layers_is_counted_as_analog(what: str) -> None:
+    layer, shape, use, macs = LOWERED[what]
+    report = analogc.compile(Use(layer.eval(), use), (torch.randn(shape),), check=True).coverage
+    assert (report.macs, report.analog_share) == (macs, 1.0)
+    assert not report.unsupported
+    for found in report.analog:
+        assert f"{HERE}:" in str(found.line) or found.module == "layer"
 
 
 LSTM = (2 * 3) * 4 * 5 * (6 + 5)
@@ -113,10 +132,6 @@ UNSUPPORTED: dict[str, tuple[nn.Module, tuple[int, ...], Any, str, int]] = {
     "RNN cell": (nn.RNNCell(6, 5), (3, 6), call, "aten.rnn_tanh_cell", 3 * 5 * (6 + 5)),
     "bilinear": (
         nn.Bilinear(6, 6, 5), (3, 6), lambda m, x: m(x, x), "aten.bilinear", 3 * 5 * 6 * 6,
-    ),
-    "einsum with a weight": (
-        nn.Linear(6, 5), (3, 2, 6), lambda m, x: torch.einsum("btk,nk->btn", x, m.weight),
-        "aten.einsum", 3 * 2 * 6 * 5,
     ),
 }  # fmt: skip
 
