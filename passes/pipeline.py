@@ -15,6 +15,7 @@ from .canonicalize import Canonicalize
 from .derive_weights import DeriveWeights
 from .fold_batch_norm import FoldBatchNorm
 from .inline_regions import InlineRegions
+from .lower_bilinear import LowerBilinear
 from .lower_products import LowerProducts
 from .map_tiles import MapTiles
 from .rewrite_analog import RewriteAnalog
@@ -24,6 +25,7 @@ from .verify import Verify, verify
 DEFAULT_PASSES: tuple[Pass, ...] = (
     InlineRegions(),
     LowerProducts(),
+    LowerBilinear(),
     Canonicalize(),
     FoldBatchNorm(),
     SelectAnalog(),

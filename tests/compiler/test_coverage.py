@@ -65,6 +65,7 @@ ANALOG: dict[str, tuple[nn.Module, tuple[int, ...], int]] = {
     "conv3d": (nn.Conv3d(2, 3, 2), (1, 2, 4, 4, 4), 3 * 27 * (2 * 8)),
 }
 LOWERED: dict[str, tuple[nn.Module, tuple[int, ...], Any, int]] = {
+    "bilinear": (nn.Bilinear(6, 6, 5), (3, 6), lambda m, x: m(x, x), 3 * 5 * 6 * 6),
     "einsum with a weight": (
         nn.Linear(6, 5), (3, 2, 6), lambda m, x: torch.einsum("btk,nk->btn", x, m.weight),
         3 * 2 * 6 * 5,
@@ -130,9 +131,6 @@ UNSUPPORTED: dict[str, tuple[nn.Module, tuple[int, ...], Any, str, int]] = {
     "LSTM cell": (nn.LSTMCell(6, 5), (3, 6), first, "aten.lstm_cell", 3 * 4 * 5 * (6 + 5)),
     "GRU cell": (nn.GRUCell(6, 5), (3, 6), call, "aten.gru_cell", 3 * 3 * 5 * (6 + 5)),
     "RNN cell": (nn.RNNCell(6, 5), (3, 6), call, "aten.rnn_tanh_cell", 3 * 5 * (6 + 5)),
-    "bilinear": (
-        nn.Bilinear(6, 6, 5), (3, 6), lambda m, x: m(x, x), "aten.bilinear", 3 * 5 * 6 * 6,
-    ),
 }  # fmt: skip
 
 
