@@ -17,6 +17,7 @@ from .fold_batch_norm import FoldBatchNorm
 from .inline_regions import InlineRegions
 from .lower_bilinear import LowerBilinear
 from .lower_products import LowerProducts
+from .lower_recurrent import LowerRecurrent
 from .map_tiles import MapTiles
 from .rewrite_analog import RewriteAnalog
 from .select_analog import SelectAnalog
@@ -26,6 +27,7 @@ DEFAULT_PASSES: tuple[Pass, ...] = (
     InlineRegions(),
     LowerProducts(),
     LowerBilinear(),
+    LowerRecurrent(),
     Canonicalize(),
     FoldBatchNorm(),
     SelectAnalog(),

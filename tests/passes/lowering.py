@@ -17,18 +17,20 @@ def assert_same(compiled: Any, model: nn.Module, inputs: tuple[Any, ...], seed: 
     results = []
     for run in (compiled, model):
         torch.manual_seed(seed)
-        given = tuple(
-            x.clone().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x
-            for x in inputs
-        )
+        given = pytree.tree_map(_fresh, inputs)
         outputs = [y for y in pytree.tree_leaves(run(*given)) if isinstance(y, Tensor)]
         torch.manual_seed(seed)
         loss = torch.stack([(y * torch.randn(y.shape, dtype=y.dtype)).sum() for y in outputs]).sum()
-        sources = [*model.parameters(), *(x for x in given if isinstance(x, Tensor))]
-        sources = [s for s in sources if s.requires_grad]
+        sources: list[Any] = [*model.parameters(), *pytree.tree_leaves(given)]
+        sources = [s for s in sources if isinstance(s, Tensor) and s.requires_grad]
         grads = torch.autograd.grad(loss, sources, allow_unused=True, materialize_grads=True)
         results.append((outputs, grads))
     torch.testing.assert_close(results[0], results[1], rtol=1e-10, atol=1e-11)
+
+
+def _fresh(x: Any) -> Any:
+    is_real = isinstance(x, Tensor) and x.is_floating_point()
+    return x.detach().clone().requires_grad_() if is_real else x
 
 
 def assert_analog(

@@ -67,7 +67,8 @@ def test_same_numbers_with_a_dynamic_batch() -> None:
 def test_one_input_may_be_stored_too(stored: str, make: Make) -> None:
     def run(m: Any, x: Tensor) -> Tensor:
         v = m.v.expand(3, 4)
-        return F.bilinear(*((v, x) if stored == "first" else (x, v)), m.W)
+        first, second = (v, x) if stored == "first" else (x, v)
+        return F.bilinear(first, second, m.W)
 
     model = make(run, W=torch.randn(2, 4, 4, dtype=D), v=torch.randn(4, dtype=D))
     x = torch.randn(3, 4, dtype=D)
