@@ -18,6 +18,7 @@ from .inline_regions import InlineRegions
 from .lower_bilinear import LowerBilinear
 from .lower_products import LowerProducts
 from .lower_recurrent import LowerRecurrent
+from .lower_transposed_conv import LowerTransposedConv
 from .map_tiles import MapTiles
 from .rewrite_analog import RewriteAnalog
 from .select_analog import SelectAnalog
@@ -28,6 +29,7 @@ DEFAULT_PASSES: tuple[Pass, ...] = (
     LowerProducts(),
     LowerBilinear(),
     LowerRecurrent(),
+    LowerTransposedConv(),
     Canonicalize(),
     FoldBatchNorm(),
     SelectAnalog(),

@@ -129,7 +129,7 @@ WITHOUT = tuple(p for p in analogc.DEFAULT_PASSES if not p.name.startswith("lowe
 
 
 @pytest.mark.filterwarnings("ignore:calibration data is zero")  # the state that cells start from
-@pytest.mark.parametrize("what", [w for w in LOWERED if not w.startswith("conv_")])
+@pytest.mark.parametrize("what", LOWERED)
 def test_work_that_is_lowered_to_layers_is_counted_as_analog(what: str) -> None:
     layer, shape, use, _, macs = LOWERED[what]
     report = analogc.compile(Use(layer.eval(), use), (torch.randn(shape),), check=True).coverage
