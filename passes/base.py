@@ -50,6 +50,8 @@ class PassContext:
     """Prefix of tile array keys; unique for each compiled model."""
     auto_sync: bool = True
     """Whether tile arrays program a changed weight by themselves."""
+    strict: bool = False
+    """Whether a weight-stationary operator without an analog form is an error."""
     arrays: dict[str, TileArray] = field(default_factory=dict)
     """Tile arrays by name; grows, so that another graph of the same model shares them."""
     array_names: dict[str, str] = field(default_factory=dict)
