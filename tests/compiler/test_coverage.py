@@ -264,6 +264,16 @@ def test_work_is_shown_in_the_text_and_as_plain_values() -> None:
     assert data["rows"][0]["reason"] == report.rows[0].reason
 
 
+def test_steps_of_a_recurrent_layer_are_one_line_of_the_text() -> None:
+    layer = Use(nn.LSTM(6, 5), first).eval()
+    report = analogc.compile(layer, (torch.randn(20, 2, 6),)).coverage
+    assert len(report.analog) == 21
+    lines = [s for s in str(report).splitlines() if "analog " in s]
+    assert len(lines) == 2
+    assert "and 19 more" in lines[1] and "4.0k" in lines[1]
+    assert sum(len(list(table.cells)) for table in report.__rich__().columns[:1]) == 2
+
+
 def test_empty_report_is_all_analog() -> None:
     report = CoverageReport(())
     assert report.analog_share == 1.0
