@@ -13,9 +13,11 @@ from ..passes import pipeline
 from ..passes.base import META, Pass, PassContext
 from ..passes.emit import forget_real_tensors
 from ..passes.select_analog import Analog
+from ..runtime.errors import UnsupportedError
 from .capture import Source, capture
+from .coverage import CoverageReport
 from .holder import Holder
-from .printing import format_graph
+from .printing import counted, format_graph
 from .signature import Signature
 
 
@@ -51,7 +53,12 @@ def build(
     ctx: PassContext,
     check: bool,
 ) -> Program:
-    """Capture ``source`` in the mode of ``root`` and run ``passes`` on it."""
+    """Capture ``source`` in the mode of ``root`` and run ``passes`` on it.
+
+    Raises:
+        UnsupportedError: the model cannot be captured, or ``ctx.strict`` and a weight-stationary
+            operator has no analog form.
+    """
     start = perf_counter()
     captured = capture(source, root)
     middle = perf_counter()
@@ -65,6 +72,8 @@ def build(
         text = after
 
     module = pipeline.run(passes, captured.module, ctx, record, check)
+    if ctx.strict:
+        _refuse_unsupported(module.graph)
     _drop_unmapped(module.graph)
     forget_real_tensors(module.graph)
     return Program(
@@ -73,6 +82,25 @@ def build(
         tuple(steps),
         middle - start,
         perf_counter() - middle,
+    )
+
+
+def _refuse_unsupported(graph: fx.Graph) -> None:
+    rows = CoverageReport.of(graph).unsupported
+    if not rows:
+        return
+    lines = [
+        f"  %{row.node} ({row.op})"
+        + (f" in {row.module}" if row.module else "")
+        + (f", {row.line}" if row.line else "")
+        + f": {row.reason}"
+        for row in rows
+    ]
+    what = f"{counted(len(rows), 'operator')} with stored weights would stay digital:"
+    raise UnsupportedError(
+        "\n".join([what, *lines]),
+        where=rows[0].line or rows[0].module or None,
+        fix="change the model as the reasons say, or compile without strict=True",
     )
 
 

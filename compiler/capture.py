@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn.utils import prune
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from ..passes.emit import fake_mode
@@ -261,6 +262,21 @@ def _explain(err: Exception, model: nn.Module) -> Exception:
     text = str(err).strip()
     first = text.splitlines()[0] if text else type(err).__name__
     low = text.lower()
+    if _has_packed_sequence(err):
+        return UnsupportedError(
+            "a recurrent layer gets a packed sequence, whose batch sizes a graph cannot hold",
+            where=where,
+            fix="give it the padded tensor, without pack_padded_sequence, and mask what it returns "
+            "after the end of each sequence",
+        )
+    if "constraints violated" in low:
+        marked = next((t for t in text.splitlines() if "You marked" in t), first)
+        return UnsupportedError(
+            f"the model fixes a size that dynamic_shapes= leaves open: {marked.strip(' -')}",
+            where=where,
+            fix="leave that dim out of dynamic_shapes=, or use Dim.AUTO; a recurrent layer has a "
+            "fixed number of time steps",
+        )
     if "data-dependent" in low or "datadependent" in type(err).__name__.lower():
         return UnsupportedError(
             f"a Python branch depends on tensor values, which a graph cannot hold: {first}",
@@ -280,6 +296,11 @@ def _explain(err: Exception, model: nn.Module) -> Exception:
         fix="check that model(*example_inputs) runs; torch.export.export(model, example_inputs) "
         "shows the full error",
     )
+
+
+def _has_packed_sequence(err: BaseException) -> bool:
+    frames = traceback.walk_tb(err.__traceback__)
+    return any(isinstance(v, PackedSequence) for f, _ in frames for v in f.f_locals.values())
 
 
 def _user_line(err: BaseException) -> str | None:

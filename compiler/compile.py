@@ -42,6 +42,7 @@ def compile(
     weight_access: Access = "direct",
     seed: int | None = None,
     check: bool = False,
+    strict: bool = False,
 ) -> CompiledModel:
     """Compile ``model`` to analog tiles.
 
@@ -65,9 +66,11 @@ def compile(
             write; ``"sealed"``: metadata only, the values by ``weights[name].read()``.
         seed: of programming and read noise; None: from torch's default generator.
         check: verify the graph after every pass.
+        strict: refuse a model in which an operator with stored weights has no analog form.
 
     Raises:
-        UnsupportedError: the model cannot be captured.
+        UnsupportedError: the model cannot be captured; or ``strict``, and an operator with stored
+            weights would stay digital: lists node, module, source line and reason of each.
         InputError: an argument is wrong.
     """
     if isinstance(model, ExportedProgram) and example_inputs is None:
@@ -93,6 +96,7 @@ def compile(
         select=None if select is None else chosen,
         noise=NoiseSource(seed),
         uid=new_uid(),
+        strict=strict,
     )
     program = build(source, root, steps, ctx, check)
     chosen.check()

@@ -26,7 +26,7 @@ def copy_context(ctx: PassContext, root: Holder) -> PassContext:
     new = copy.copy(ctx)
     new.root, new.uid = root, new_uid()
     new.noise = copy.copy(ctx.noise)
-    for name in ("array_names", "derived", "first_tile"):
+    for name in ("array_names", "derived", "range_names", "first_tile"):
         setattr(new, name, dict(getattr(ctx, name)))
     new.arrays = {
         name: TileArray(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx
@@ -11,6 +12,9 @@ from torch import fx
 from ..passes.base import META, source_line
 from ..runtime.mapping import Digital, TileMapping
 from .printing import counted
+
+_FEW = 4
+"""Uses of one weight, beside the first, that reports list one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +108,13 @@ class CoverageReport:
     def __str__(self) -> str:
         """Summary, then a line for each product, then the other digital nodes by kind."""
         lines = [self.summary()]
-        products = [row for row in self.rows if row.kind == "analog" or row.macs or
-                    row.kind != "rule"]  # fmt: skip
-        for row in products:
+        products = {row for row in self.rows if row.macs or row.kind != "rule"}
+        for row in steps_as_one(row for row in self.rows if row in products):
             share = 100 * row.macs / self.macs if self.macs else 0.0
             what = "analog " if row.kind == "analog" else "digital"
             why = row.module or row.reason if row.kind == "analog" else row.reason
             lines.append(f"  {what} {row.node:<24} {count_text(row.macs):>8} {share:5.1f} %  {why}")
-        shown = set(products)
-        others = Counter(row.op for row in self.rows if row not in shown)
+        others = Counter(row.op for row in self.rows if row not in products)
         if others:
             counted = ", ".join(f"{n} {op}" for op, n in sorted(others.items()))
             lines.append(f"  digital, no multiply with a weight: {counted}")
@@ -123,7 +125,7 @@ class CoverageReport:
         from rich.markup import escape
         from rich.table import Table
 
-        listed = [row for row in self.rows if row.kind != "rule" or row.macs]
+        listed = steps_as_one(row for row in self.rows if row.kind != "rule" or row.macs)
         others = Counter(row.op for row in self.rows if row.kind == "rule" and not row.macs)
         counted = ", ".join(f"{n} {op}" for op, n in sorted(others.items()))
         table = Table(
@@ -146,6 +148,22 @@ class CoverageReport:
                 count_text(row.macs), f"{share:.1f} %",
             )  # fmt: skip
         return table
+
+
+def steps_as_one(rows: Iterable[CoverageRow]) -> list[CoverageRow]:
+    """``rows`` with many uses of one weight, such as the steps of a recurrent layer, in one row."""
+    uses: dict[tuple[str, ...], list[CoverageRow]] = {}
+    for row in rows:
+        weight = row.reason.partition("@")[0] if row.kind == "analog" else row.node
+        uses.setdefault((row.kind, weight, row.module), []).append(row)
+    found = []
+    for first, *more in uses.values():
+        if len(more) < _FEW:
+            found += [first, *more]
+            continue
+        macs = first.macs + sum(row.macs for row in more)
+        found.append(replace(first, node=f"{first.node} and {len(more)} more", macs=macs))
+    return found
 
 
 def count_text(number: int) -> str:

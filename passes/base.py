@@ -23,6 +23,10 @@ META = "analogc"
 FROM = "analogc_from"
 """Key of a rewritten node's provenance: (pass, name of the node it replaced), oldest first."""
 
+LOOP = "analogc_loop"
+"""Key of a layer that is one step of a loop, with the loop's name: the steps that use one weight
+share its converter ranges."""
+
 
 @dataclass(frozen=True, slots=True)
 class PassResult:
@@ -46,12 +50,16 @@ class PassContext:
     """Prefix of tile array keys; unique for each compiled model."""
     auto_sync: bool = True
     """Whether tile arrays program a changed weight by themselves."""
+    strict: bool = False
+    """Whether a weight-stationary operator without an analog form is an error."""
     arrays: dict[str, TileArray] = field(default_factory=dict)
     """Tile arrays by name; grows, so that another graph of the same model shares them."""
     array_names: dict[str, str] = field(default_factory=dict)
     """Name of each array by the expression of its weight."""
     derived: dict[str, str] = field(default_factory=dict)
     """Path of each DerivedWeight by its expression."""
+    range_names: dict[str, str] = field(default_factory=dict)
+    """Name of the range buffers of each use of an array."""
     first_tile: dict[str, int] = field(default_factory=dict)
     """Id of the first tile of each array."""
     tiles: int = 0

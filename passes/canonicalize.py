@@ -22,7 +22,7 @@ from .stationary import live_nodes, stationary_nodes, without_transpose
 aten = torch.ops.aten
 LINEAR = aten.linear.default
 CONVS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}
-_BY_DIMS = {dims: op for op, dims in CONVS.items()}
+CONV_OF_DIMS = {dims: op for op, dims in CONVS.items()}
 _PADDED = {aten.conv1d.padding: 1, aten.conv2d.padding: 2, aten.conv3d.padding: 3}
 
 
@@ -68,7 +68,7 @@ def _dims(node: fx.Node) -> int:
     return int(node.meta["val"].dim())
 
 
-def _transpose(emit: Emitter, weight: fx.Node, fixed: set[fx.Node]) -> fx.Node:
+def stored_on_the_right(emit: Emitter, weight: fx.Node, fixed: set[fx.Node]) -> fx.Node:
     """``weight`` [K, N] as [N, K]."""
     base = without_transpose(weight)
     if base is None:
@@ -103,7 +103,7 @@ def _product(node: fx.Node, fixed: set[fx.Node]) -> bool:
     emit = _emitter(node)
     if right in fixed and left not in fixed and _dims(right) in (1, 2):
         if _dims(right) == 2:
-            y = emit.call(LINEAR, left, _transpose(emit, right, fixed))
+            y = emit.call(LINEAR, left, stored_on_the_right(emit, right, fixed))
         else:
             row = emit.call(aten.unsqueeze.default, right, 0)
             y = emit.call(aten.squeeze.dim, emit.call(LINEAR, left, row), -1)
@@ -134,10 +134,10 @@ def _addmm(node: fx.Node, fixed: set[fx.Node]) -> bool:
     emit = _emitter(node)
     plain = beta == 1 and alpha == 1 and isinstance(bias, fx.Node) and _dims(bias) == 1
     if right in fixed and plain:
-        y = emit.call(LINEAR, left, _transpose(emit, right, fixed), bias)
+        y = emit.call(LINEAR, left, stored_on_the_right(emit, right, fixed), bias)
     else:
         if right in fixed:
-            y = emit.call(LINEAR, left, _transpose(emit, right, fixed))
+            y = emit.call(LINEAR, left, stored_on_the_right(emit, right, fixed))
         else:
             turned = emit.call(aten.t.default, right)
             y = emit.call(aten.t.default, emit.call(LINEAR, turned, left))
@@ -150,7 +150,8 @@ def _addmm(node: fx.Node, fixed: set[fx.Node]) -> bool:
     return True
 
 
-def _list(value: Any, dims: int) -> list[int]:
+def as_list(value: Any, dims: int) -> list[int]:
+    """``value`` as one number for each of ``dims`` dims."""
     values = list(value) if isinstance(value, list | tuple) else [value]
     return values * dims if len(values) == 1 else values
 
@@ -160,7 +161,7 @@ def _conv(node: fx.Node, fixed: set[fx.Node]) -> bool:
     assert not isinstance(node.target, str)
     dims = CONVS[node.target]  # type: ignore[index]
     args = [*node.args, *[None, 1, 0, 1, 1][len(node.args) - 2 :]]
-    full = (*args[:3], *(_list(value, dims) for value in args[3:6]), args[6])
+    full = (*args[:3], *(as_list(value, dims) for value in args[3:6]), args[6])
     if full == node.args:
         return False
     node.args = full
@@ -172,7 +173,7 @@ def _conv_with_text_padding(node: fx.Node, fixed: set[fx.Node]) -> bool:
     dims = _PADDED[node.target]  # type: ignore[index]
     args = [*node.args, *[None, 1, "valid", 1, 1][len(node.args) - 2 :]]
     x, weight, bias, stride, padding, dilation, groups = args
-    dilation = _list(dilation, dims)
+    dilation = as_list(dilation, dims)
     emit = _emitter(node)
     sides = [0] * dims
     if padding == "same":
@@ -183,8 +184,8 @@ def _conv_with_text_padding(node: fx.Node, fixed: set[fx.Node]) -> bool:
         if any(total % 2 for total in totals):
             extra = [amount for total in reversed(totals) for amount in (0, total % 2)]
             x = emit.call(aten.constant_pad_nd.default, x, extra)
-    conv = _BY_DIMS[dims]
-    emit.replace(emit.call(conv, x, weight, bias, _list(stride, dims), sides, dilation, groups))
+    conv = CONV_OF_DIMS[dims]
+    emit.replace(emit.call(conv, x, weight, bias, as_list(stride, dims), sides, dilation, groups))
     return True
 
 
@@ -196,8 +197,8 @@ def _convolution(node: fx.Node, fixed: set[fx.Node]) -> bool:
         return False
     dims = _dims(weight) - 2
     emit = _emitter(node)
-    rest = (_list(value, dims) for value in (stride, padding, dilation))
-    emit.replace(emit.call(_BY_DIMS[dims], x, weight, bias, *rest, groups))
+    rest = (as_list(value, dims) for value in (stride, padding, dilation))
+    emit.replace(emit.call(CONV_OF_DIMS[dims], x, weight, bias, *rest, groups))
     return True
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from .base import inherit
@@ -66,5 +68,7 @@ def take_place(new: fx.Node, old: fx.Node) -> None:
 
 def evaluate(mode: FakeTensorMode, target: Callable[..., Any], args: Any) -> Any:
     """Result of ``target`` on the fake values of ``args``."""
-    with mode, torch.no_grad():
+    # Some operators take sizes that are symbols by their Python implementation only.
+    symbols = enable_python_dispatcher() if mode.shape_env is not None else nullcontext()
+    with symbols, mode, torch.no_grad():
         return target(*fx.node.map_arg(args, value_of))

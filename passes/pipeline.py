@@ -15,6 +15,10 @@ from .canonicalize import Canonicalize
 from .derive_weights import DeriveWeights
 from .fold_batch_norm import FoldBatchNorm
 from .inline_regions import InlineRegions
+from .lower_bilinear import LowerBilinear
+from .lower_products import LowerProducts
+from .lower_recurrent import LowerRecurrent
+from .lower_transposed_conv import LowerTransposedConv
 from .map_tiles import MapTiles
 from .rewrite_analog import RewriteAnalog
 from .select_analog import SelectAnalog
@@ -22,6 +26,10 @@ from .verify import Verify, verify
 
 DEFAULT_PASSES: tuple[Pass, ...] = (
     InlineRegions(),
+    LowerProducts(),
+    LowerBilinear(),
+    LowerRecurrent(),
+    LowerTransposedConv(),
     Canonicalize(),
     FoldBatchNorm(),
     SelectAnalog(),

@@ -6,7 +6,6 @@ buffers beside the model. Runs after map-tiles and derive-weights.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,11 +14,12 @@ from torch import fx
 
 from ..runtime.derived import DerivedWeight
 from ..runtime.mapping import TileMapping
+from ..runtime.names import free_name
 from ..runtime.ops import NAMES
 from ..runtime.ranges import RangeTable
 from ..runtime.spec import LayerSpec
 from ..runtime.tiles import TileArray
-from .base import META, Pass, PassContext, PassResult, finish, inherit
+from .base import LOOP, META, Pass, PassContext, PassResult, finish, inherit
 from .derive_weights import HOME
 from .emit import fake_mode, take_place
 
@@ -37,11 +37,16 @@ class RewriteAnalog(Pass):
         """Transform ``module`` in place; makes tile arrays and range buffers."""
         modified = False
         uses: dict[str, int] = {}
+        loops: dict[tuple[str, str], int] = {}
         for node in list(module.graph.nodes):
             mapping = node.meta.get(META)
             if isinstance(mapping, TileMapping):
-                uses[mapping.array] = uses.get(mapping.array, 0) + 1
-                _rewrite(node, mapping, uses[mapping.array], ctx)
+                use = loops.get((mapping.array, node.meta.get(LOOP, "")))
+                if use is None:
+                    use = uses[mapping.array] = uses.get(mapping.array, 0) + 1
+                if LOOP in node.meta:
+                    loops[mapping.array, node.meta[LOOP]] = use
+                _rewrite(node, mapping, use, ctx)
                 modified = True
         for node in module.graph.find_nodes(op="call_module"):
             _free_memory(node, ctx)
@@ -70,8 +75,13 @@ def _rewrite(node: fx.Node, mapping: TileMapping, use: int, ctx: PassContext) ->
     mode = fake_mode(graph)
     table = ctx.root.get_submodule(f"{HOME}.ranges")
     assert isinstance(table, RangeTable), "the root holds a range table"
-    name = re.sub(r"\W", "_", mapping.array if use == 1 else f"{mapping.array}@{use}")
-    buffers = table.add(name, spec, mapping.weight_shape[0], weight.meta["val"].device)
+    label = mapping.array if use == 1 else f"{mapping.array}@{use}"
+    if label not in ctx.range_names:
+        # W~2 and W@2 are different things, and so may a.b and a_b be.
+        ctx.range_names[label] = free_name(label, ctx.range_names.values())
+    buffers = table.add(
+        ctx.range_names[label], spec, mapping.weight_shape[0], weight.meta["val"].device
+    )
     ranges: list[fx.Node | None] = []
     with graph.inserting_before(node):
         for buffer in buffers:

@@ -27,7 +27,8 @@ aten = torch.ops.aten
 
 PRODUCTS = {
     aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default,
-    aten.addmm.default, aten.baddbmm.default, aten.einsum.default, aten.bilinear.default,
+    aten.addmm.default, aten.baddbmm.default, aten.addbmm.default, aten.einsum.default,
+    aten.tensordot.default, aten.inner.default, aten.bilinear.default,
     aten.scaled_dot_product_attention.default,
     aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input,
     aten.convolution.default, aten.lstm.input, aten.gru.input, aten.rnn_tanh.input,
@@ -90,6 +91,9 @@ def _record(
     ctx: PassContext,
 ) -> Analog | Digital | None:
     path = module_path(node)
+    found = node.meta.get(META)
+    if isinstance(found, Digital):
+        return found
     if not is_compute(node):
         return None
     is_layer = node.target is LINEAR or node.target in CONVS
@@ -107,22 +111,25 @@ def _record(
     weight = node.args[1]
     assert isinstance(weight, fx.Node), "a layer has a tensor weight"
     if weight not in fixed:
-        reason = (
-            "activation x activation: nothing to store"
-            if weight in live
-            else "its weight changes within a forward"
-        )
+        what = "its weight changes within a forward"
+        if weight in live:
+            what = "activation x activation: nothing to store"
+        return Digital("rule", what, macs, path)
+    reason = unfit(weight)
+    if reason is not None:
         return Digital("rule", reason, macs, path)
-    unfit = _unfit(weight)
-    if unfit is not None:
-        return Digital("rule", unfit, macs, path)
     info = _info(node, weight, names, path, macs)
     if ctx.select is not None and not ctx.select(info):
         return Digital("choice", "kept digital by select=", macs, path)
     return Analog(info, names.array(weight))
 
 
-def _unfit(weight: fx.Node) -> str | None:
+def keep_digital(node: fx.Node, reason: str, rule: str = "unsupported") -> None:
+    """Record why a pass before select-analog leaves a product with a stored operand as it is."""
+    node.meta[META] = Digital(rule, reason, count_macs(node), module_path(node))
+
+
+def unfit(weight: fx.Node) -> str | None:
     """Why tiles cannot hold a weight, if they cannot."""
     value = weight.meta["val"]
     if not value.dtype.is_floating_point:
@@ -276,6 +283,10 @@ def count_macs(node: fx.Node) -> int:
         return results * shapes[1][-2] * 2
     if node.target in (aten.addmm.default, aten.baddbmm.default):
         return results * shapes[-2][-1]
+    if node.target is aten.addbmm.default:
+        return results * shapes[-2][0] * shapes[-2][-1]
+    if node.target is aten.tensordot.default:
+        return results * math.prod(shapes[0][d] for d in node.args[2])  # type: ignore[union-attr, index, misc]
     if node.target is aten.bilinear.default:
         return results * shapes[2][1] * shapes[2][2]
     if node.target is aten.einsum.default:

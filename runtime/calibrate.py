@@ -108,15 +108,19 @@ class _Interpreter(fx.Interpreter):
         super().__init__(root, graph=graph)
         self.watched = watched
         self.observers: dict[fx.Node, _Observer] = {}
+        self.owners: dict[tuple[Any, ...], fx.Node] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op != "call_function" or n.target not in _OPS:
             return super().run_node(n)
         args, _ = self.fetch_args_kwargs_from_env(n)
         if n in self.watched:
-            if n not in self.observers:
-                self.observers[n] = _Observer(parse(args[-2]), args)
-            self.observers[n].add(args[0], args[1].dim())
+            # The steps of a loop have one set of ranges, chosen from what all of them see.
+            ranges = tuple(arg.target if isinstance(arg, fx.Node) else None for arg in n.args[3:5])
+            owner = self.owners.setdefault(ranges, n)
+            if owner not in self.observers:
+                self.observers[owner] = _Observer(parse(args[-2]), args)
+            self.observers[owner].add(args[0], args[1].dim())
         return digital(_OPS[n.target], args)
 
 

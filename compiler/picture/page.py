@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ...runtime.target import Target
-from ..coverage import CoverageReport, count_text
+from ..coverage import CoverageReport, count_text, steps_as_one
 from ..tile_table import TileTable
 from .graph import graph_svg
 from .text import MONO, SANS, escape
@@ -186,7 +186,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: in
 
 def coverage_html(coverage: CoverageReport) -> str:
     """Table of the layers and products, and a count of the other digital nodes."""
-    listed = [row for row in coverage.rows if row.kind != "rule" or row.macs]
+    listed = steps_as_one(row for row in coverage.rows if row.kind != "rule" or row.macs)
     rows: list[list[str]] = []
     for row in listed:
         analog = row.kind == "analog"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 import analogc
 from analogc import LayerInfo
 from analogc.compiler.coverage import CoverageReport, CoverageRow
-from analogc.errors import InputError
+from analogc.errors import InputError, UnsupportedError
+from analogc.passes.lower_recurrent import LowerRecurrent
 
 HERE = Path(__file__).name
 
@@ -76,7 +78,7 @@ def test_work_of_an_analog_layer_is_counted(what: str) -> None:
 
 
 LSTM = (2 * 3) * 4 * 5 * (6 + 5)
-UNSUPPORTED: dict[str, tuple[nn.Module, tuple[int, ...], Any, str, int]] = {
+LOWERED: dict[str, tuple[nn.Module, tuple[int, ...], Any, str, int]] = {
     "conv_transpose1d": (
         nn.ConvTranspose1d(3, 5, 4), (2, 3, 7), call, "aten.conv_transpose1d", 2 * 7 * 3 * 5 * 4,
     ),
@@ -118,13 +120,31 @@ UNSUPPORTED: dict[str, tuple[nn.Module, tuple[int, ...], Any, str, int]] = {
         nn.Linear(6, 5), (3, 2, 6), lambda m, x: torch.einsum("btk,nk->btn", x, m.weight),
         "aten.einsum", 3 * 2 * 6 * 5,
     ),
+    "stacked weights": (
+        nn.Bilinear(6, 5, 3), (3, 2, 6), lambda m, x: torch.bmm(x, m.weight), "aten.bmm",
+        3 * 2 * 6 * 5,
+    ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", UNSUPPORTED)
+WITHOUT = tuple(p for p in analogc.DEFAULT_PASSES if not p.name.startswith("lower-"))
+
+
+@pytest.mark.filterwarnings("ignore:calibration data is zero")  # the state that cells start from
+@pytest.mark.parametrize("what", LOWERED)
+def test_work_that_is_lowered_to_layers_is_counted_as_analog(what: str) -> None:
+    layer, shape, use, _, macs = LOWERED[what]
+    report = analogc.compile(Use(layer.eval(), use), (torch.randn(shape),), check=True).coverage
+    assert (report.macs, report.analog_share) == (macs, 1.0)
+    assert not report.unsupported
+    for found in report.analog:
+        assert f"{HERE}:" in str(found.line) or found.module == "layer"
+
+
+@pytest.mark.parametrize("what", LOWERED)
 def test_layer_without_an_analog_form_is_reported_with_its_work(what: str) -> None:
-    layer, shape, use, op, macs = UNSUPPORTED[what]
-    found = row(layer, shape, use)
+    layer, shape, use, op, macs = LOWERED[what]
+    found = row(layer, shape, use, passes=WITHOUT)
     assert (found.kind, found.op) == ("unsupported", op)
     assert found.reason == f"{op} has no analog form yet"
     assert found.macs == macs
@@ -195,7 +215,7 @@ def test_encoder_layer_has_four_analog_layers_and_digital_attention() -> None:
 
 def test_share_counts_what_is_unsupported() -> None:
     model = nn.Sequential(nn.Linear(6, 6), Use(nn.LSTM(6, 5), first))
-    report = analogc.compile(model.eval(), (torch.randn(3, 2, 6),)).coverage
+    report = analogc.compile(model.eval(), (torch.randn(3, 2, 6),), passes=WITHOUT).coverage
     assert report.macs == 6 * 36 + LSTM
     assert report.analog_share == pytest.approx(216 / (216 + LSTM))
     assert len(report.unsupported) == 1
@@ -242,6 +262,16 @@ def test_work_is_shown_in_the_text_and_as_plain_values() -> None:
     assert data["macs"] == report.macs
     assert len(data["rows"]) == len(report.rows)
     assert data["rows"][0]["reason"] == report.rows[0].reason
+
+
+def test_steps_of_a_recurrent_layer_are_one_line_of_the_text() -> None:
+    layer = Use(nn.LSTM(6, 5), first).eval()
+    report = analogc.compile(layer, (torch.randn(20, 2, 6),)).coverage
+    assert len(report.analog) == 21
+    lines = [s for s in str(report).splitlines() if "analog " in s]
+    assert len(lines) == 2
+    assert "and 19 more" in lines[1] and "4.0k" in lines[1]
+    assert sum(len(list(table.cells)) for table in report.__rich__().columns[:1]) == 2
 
 
 def test_empty_report_is_all_analog() -> None:
@@ -361,3 +391,77 @@ def test_second_use_of_a_layer_can_be_chosen_by_its_number_or_both_by_name() -> 
 def test_choice_holds_in_the_other_mode_too() -> None:
     compiled = analogc.compile(Blocks().eval(), (IMAGES,), select="head")
     assert "head" not in [t.array for t in compiled.train().tiles]
+
+
+# -- strict ---------------------------------------------------------------------------------------
+
+
+class Mixed(nn.Module):
+    """Work that goes analog, and two layers that cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+        self.rnn = Use(nn.LSTM(6, 6), first)
+        self.experts = nn.Parameter(torch.randn(65, 6, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.rnn(self.inner(x)).transpose(0, 1)
+        return torch.bmm(y.expand(65, -1, -1), self.experts)
+
+
+LIMITED = tuple(
+    dataclasses.replace(p, steps=2) if isinstance(p, LowerRecurrent) else p
+    for p in analogc.DEFAULT_PASSES
+)
+SEQUENCE = torch.randn(3, 1, 6)
+
+
+def test_strict_lists_every_operator_that_would_stay_digital() -> None:
+    with pytest.raises(UnsupportedError) as info:
+        analogc.compile(Mixed().eval(), (SEQUENCE,), passes=LIMITED, strict=True)
+    head, *lines = info.value.message.splitlines()
+    assert head == "2 operators with stored weights would stay digital:"
+    assert len(lines) == 2
+    assert lines[0].startswith("  %lstm (aten.lstm.input) in rnn.layer, ")
+    assert "3 time steps, more than 2: cut the sequence" in lines[0]
+    assert lines[1].startswith("  %bmm (aten.bmm), ") and f"{HERE}:" in lines[1]
+    assert "its stored operand stacks 65 matrices" in lines[1]
+    assert "strict=True" in str(info.value.fix)
+
+
+def test_strict_names_what_is_inside_a_region() -> None:
+    def run(layer: Any, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            y: Tensor = layer(x)
+        return y
+
+    with pytest.raises(UnsupportedError, match="1 products inside a wrap_with_autocast region"):
+        analogc.compile(Use(nn.Linear(6, 5), run), (torch.randn(3, 6),), strict=True)
+
+
+@pytest.mark.parametrize("select", [None, "*"])
+def test_strict_takes_products_of_activations_and_the_users_choice(select: Any) -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    x = torch.randn(2, 5, 8)
+    compiled = analogc.compile(layer, (x,), strict=True, select=select)
+    assert bool(compiled.coverage.analog) == (select is None)
+
+
+def test_strict_holds_in_the_other_mode_too() -> None:
+    class Different(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.rnn = nn.Linear(6, 6), nn.GRU(6, 6)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.rnn(x)[0] if self.training else self.linear(x)
+
+    compiled = analogc.compile(Different().eval(), (SEQUENCE,), passes=LIMITED, strict=True)
+    with pytest.raises(UnsupportedError, match="1 operator with stored weights"):
+        compiled.train()(SEQUENCE)
+
+
+def test_without_strict_the_same_model_compiles() -> None:
+    compiled = analogc.compile(Mixed().eval(), (SEQUENCE,), passes=LIMITED)
+    assert len(compiled.coverage.unsupported) == 2

@@ -206,3 +206,22 @@ def test_parameters_are_the_models_own(lower: Lower) -> None:
     found = dict(lowered.ctx.root.named_parameters())
     assert all(found[name] is value for name, value in model.named_parameters())
     assert lowered.ctx.root.state_dict().keys() == model.state_dict().keys()
+
+
+def test_ranges_of_different_layers_have_different_names(lower: Lower, make: Make) -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        y = torch.nn.functional.linear(x, m.W)
+        z: Tensor = torch.nn.functional.linear(y, m.W.t()) + m.a(x) + m.a_b(x)
+        return torch.nn.functional.linear(z, m.W)
+
+    # As names of buffers, W~2 and W@2 are the same, and a.b and a_b.
+    inner = nn.Sequential()
+    inner.b = nn.Linear(4, 4)
+    inner.forward = inner.b.forward  # type: ignore[method-assign]
+    model = make(run, W=torch.randn(5, 4), a=inner, a_b=nn.Linear(4, 4))
+    lowered = lower(model, torch.randn(3, 4), target=targets.generic_8bit())
+    lowered.run(BEFORE, "rewrite-analog")
+
+    arrays = {(n.meta[META].layer): n.args[3].target for n in lowered.nodes("analogc.linear")}
+    assert set(arrays) == {"W", "W~2", "a.b", "a_b", "W@2"}
+    assert len(set(arrays.values())) == 5
