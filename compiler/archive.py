@@ -18,6 +18,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
@@ -414,7 +415,9 @@ def _restore_values(
             inputs.append(
                 torch.empty(shape, dtype=read_atom("dtype", value["dtype"]), device=device)
             )
-    _Shapes(fx.GraphModule(root, graph), mode).propagate_dont_convert_inputs(*inputs)
+    # Some operators take sizes that are symbols by their Python implementation only.
+    with enable_python_dispatcher():
+        _Shapes(fx.GraphModule(root, graph), mode).propagate_dont_convert_inputs(*inputs)
     forget_real_tensors(graph)
 
 

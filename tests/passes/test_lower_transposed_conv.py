@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -68,6 +69,17 @@ def test_dynamic_batch() -> None:
     compiled = analogc.compile(layer, (x,), target="ideal", check=True, dynamic_shapes="batch")
     for size in (1, 7):
         assert_same(compiled, layer, (torch.randn(size, 4, 5, 6, dtype=D),))
+
+
+@pytest.mark.parametrize("dims", CONVS)
+def test_a_saved_model_keeps_its_dynamic_sizes(dims: int, tmp_path: Path) -> None:
+    layer = CONVS[dims](4, 6, 3, 2, 1, 2, dilation=3, dtype=D)
+    shapes = ({i: torch.export.Dim.AUTO for i in range(dims + 2)},)
+    x = torch.randn(2, 4, *[5] * dims, dtype=D)
+    analogc.compile(layer, (x,), target="ideal", dynamic_shapes=shapes).save(tmp_path / "up")
+
+    wider = torch.randn(3, 4, *[6] * dims, dtype=D)
+    torch.testing.assert_close(analogc.load(tmp_path / "up")(wider), layer(wider))
 
 
 def test_decomposed_programs() -> None:
