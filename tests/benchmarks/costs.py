@@ -27,9 +27,9 @@ def costs(budget: float) -> Iterator[Table]:
     )
     memory = Table(
         "Memory",
-        ("model", "weights", "tiles", "compile keeps", "peak", "digital peak", "analog peak"),
-        "MiB. Peaks are of resident memory above that before: of compile, and of a forward "
-        "without gradients.",
+        ("model", "weights", "tiles", "kept", "compile peak", "digital peak", "analog peak"),
+        "MiB. Kept is what compile adds to resident memory; peaks are of compile, and of a forward "
+        "without gradients, above what was there before.",
     )
     for index, workload in enumerate(MODELS):
         found = elsewhere(measure_costs, index, budget)

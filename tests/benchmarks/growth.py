@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from forward import inference, measure
-from tables import Table
+from tables import RATIOS, Table, ratio_cells
 from timing import compare, once
 from workloads import Workload, linear, mlp
 
+PLAIN = RATIOS[:3]
 Cases = Sequence[tuple[Workload, int]]
 
 
@@ -25,18 +26,15 @@ def growth(budget: float) -> Iterator[Table]:
 
 
 def _series(title: str, cases: Cases, unit: str, scale: float, budget: float) -> Table:
-    table = Table(f"Growth: {title}", ("forward", "digital ms", "analog ms", "ratio", unit))
+    table = Table(f"Growth: {title}", ("forward", *PLAIN, unit))
     for workload, units in cases:
         found, _ = measure(workload, budget)
-        times = f"{1e3 * found.reference:.3f}", f"{1e3 * found.candidate:.3f}"
-        table.add(
-            workload.name, *times, f"{found.ratio:.2f}", f"{scale * found.candidate / units:.3g}"
-        )
+        table.add(workload.name, *ratio_cells(found), f"{scale * found.candidate / units:.4g}")
     return table
 
 
 def _tiles(budget: float) -> Table:
-    head = ("Linear 2048×2048, b64", "digital ms", "analog ms", "ratio", "ns a further conversion")
+    head = ("Linear 2048×2048, b64", *PLAIN, "ns a further conversion")
     table = Table("Growth: tiles", head)
     first = 0.0
     for n in (1 << i for i in range(7)):
@@ -44,25 +42,18 @@ def _tiles(budget: float) -> Table:
         found, _ = measure(workload, budget)
         first = first or found.candidate
         more = f"{1e9 * (found.candidate - first) / (64 * 2048 * (n - 1)):.2f}" if n > 1 else ""
-        times = f"{1e3 * found.reference:.3f}", f"{1e3 * found.candidate:.3f}"
-        table.add(workload.name, *times, f"{found.ratio:.2f}", more)
+        table.add(workload.name, *ratio_cells(found), more)
     return table
 
 
 def _depth(budget: float) -> Table:
-    head = ("Linear 256×256 with ReLU, b64", "digital ms", "analog ms", "ratio")
-    table = Table("Growth: depth", (*head, "µs a layer", "compile ms a layer"))
+    head = ("Linear 256×256 with ReLU, b64", *PLAIN, "µs a layer", "compile ms a layer")
+    table = Table("Growth: depth", head)
     for depth in (1, 2, 4, 8, 16, 32, 64):
-        workload = Workload(f"{depth} layers", mlp(*[256] * (depth + 1), batch=64))
+        workload = Workload(f"depth {depth}", mlp(*[256] * (depth + 1), batch=64))
         model, x = workload.build()
         taken, compiled = once(lambda: workload.compile(model, x))  # noqa: B023
         found = compare(inference(model, x), inference(compiled, x), budget)
-        table.add(
-            workload.name,
-            f"{1e3 * found.reference:.3f}",
-            f"{1e3 * found.candidate:.3f}",
-            f"{found.ratio:.2f}",
-            f"{1e6 * found.candidate / depth:.1f}",
-            f"{1e3 * taken / depth:.1f}",
-        )
+        units = f"{1e6 * found.candidate / depth:.1f}", f"{1e3 * taken / depth:.1f}"
+        table.add(workload.name, *ratio_cells(found), *units)
     return table
