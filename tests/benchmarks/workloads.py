@@ -1,16 +1,22 @@
-"""The models that benchmarks run: a linear layer, ResNet-20 in CIFAR shape, a 4-layer encoder."""
+"""The layers and models that benchmarks run, and what issue 4 asks of their forward."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import analogc
+from analogc import Converter, Target, TileSpec, targets
+
+Make = Callable[[], tuple[nn.Module, Tensor]]
+
 
 class Block(nn.Module):
-    """Residual block of ResNet-20."""
+    """Basic block of a residual network."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -35,18 +41,38 @@ class ResNet20(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn = nn.BatchNorm2d(16)
-        layers, width = [], 16
-        for outputs, stride in ((16, 1), (32, 2), (64, 2)):
-            for i in range(3):
-                layers.append(Block(width, outputs, stride if i == 0 else 1))
-                width = outputs
-        self.layers = nn.Sequential(*layers)
+        self.layers = _stages(16, (16, 32, 64), 3)
         self.fc = nn.Linear(64, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.layers(F.relu(self.bn(self.conv(x))))
         out: Tensor = self.fc(y.mean((2, 3)))
         return out
+
+
+class ResNet18(nn.Module):
+    """He et al., CVPR 2016, table 1."""
+
+    def __init__(self, classes: int = 1000) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn = nn.BatchNorm2d(64)
+        self.layers = _stages(64, (64, 128, 256, 512), 2)
+        self.fc = nn.Linear(512, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.max_pool2d(F.relu(self.bn(self.conv(x))), 3, 2, 1)
+        out: Tensor = self.fc(self.layers(y).mean((2, 3)))
+        return out
+
+
+def _stages(inputs: int, widths: tuple[int, ...], blocks: int) -> nn.Sequential:
+    layers = []
+    for stage, width in enumerate(widths):
+        for i in range(blocks):
+            layers.append(Block(inputs, width, 2 if stage and i == 0 else 1))
+            inputs = width
+    return nn.Sequential(*layers)
 
 
 class Attention(nn.Module):
@@ -83,23 +109,108 @@ class EncoderLayer(nn.Module):
         return out
 
 
-def linear() -> tuple[nn.Module, Tensor]:
-    """Linear 512 x 512, batch 256."""
-    return nn.Linear(512, 512), torch.randn(256, 512)
+@dataclass(frozen=True)
+class Workload:
+    """A model with its inputs, and settings of the tiles that differ from generic-8bit-noisy."""
+
+    name: str
+    make: Make
+    limit: float | None = None
+    """Greatest ratio of the forward to the digital one that issue 4 allows."""
+    tile: int = 512
+    dynamic: bool = False
+
+    def build(self) -> tuple[nn.Module, Tensor]:
+        """Model in eval mode and its input, the same each time."""
+        torch.manual_seed(0)
+        model, x = self.make()
+        return model.eval(), x
+
+    def target(self, dac_bits: int = 8) -> Target:
+        """generic-8bit-noisy with the workload's settings."""
+        dac = Converter(dac_bits, range="dynamic" if self.dynamic else "calibrated")
+        tile = TileSpec(self.tile, self.tile)
+        return targets.generic_8bit_noisy().replace(dac=dac, tile=tile)
+
+    def compile(self, model: nn.Module, x: Tensor, dac_bits: int = 8) -> analogc.CompiledModel:
+        """The analog twin, which shares the model's weights."""
+        return analogc.compile(model, (x,), target=self.target(dac_bits), seed=0)
 
 
-def resnet20() -> tuple[nn.Module, Tensor]:
-    """ResNet-20, batch 32."""
-    return ResNet20(), torch.randn(32, 3, 32, 32)
+def linear(inputs: int, outputs: int, batch: int) -> Make:
+    """A linear layer."""
+    return lambda: (nn.Linear(inputs, outputs), torch.randn(batch, inputs))
 
 
-def encoder() -> tuple[nn.Module, Tensor]:
-    """Four encoder layers of width 256, batch 8, sequence 128."""
-    return nn.Sequential(*(EncoderLayer(256, 8, 1024) for _ in range(4))), torch.randn(8, 128, 256)
+def conv(
+    inputs: int,
+    outputs: int,
+    size: int,
+    batch: int,
+    kernel: int = 3,
+    stride: int = 1,
+    groups: int = 1,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> Make:
+    """A 2-d convolution that keeps the size, up to its stride."""
+
+    def make() -> tuple[nn.Module, Tensor]:
+        layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups)
+        return layer, torch.randn(batch, inputs, size, size).to(memory_format=layout)
+
+    return make
 
 
-WORKLOADS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
-    "linear": linear,
-    "resnet20": resnet20,
-    "encoder": encoder,
-}
+def encoder(layers: int, width: int, heads: int, batch: int, length: int) -> Make:
+    """Encoder layers with a hidden width of four times their own."""
+    return lambda: (
+        nn.Sequential(*(EncoderLayer(width, heads, 4 * width) for _ in range(layers))),
+        torch.randn(batch, length, width),
+    )
+
+
+def mlp(*widths: int, batch: int) -> Make:
+    """Linear layers with ReLU between them."""
+
+    def make() -> tuple[nn.Module, Tensor]:
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        return nn.Sequential(*layers[:-1]), torch.randn(batch, widths[0])
+
+    return make
+
+
+LINEAR = Workload("Linear 512×512, b256", linear(512, 512, 256), 0.65)
+CONV = Workload("Conv 64→64 3×3, 16×16, b32", conv(64, 64, 16, 32), 0.9)
+DEPTHWISE = Workload("Conv 128 3×3 depthwise, 28×28, b8", conv(128, 128, 28, 8, groups=128))
+LARGE = Workload("Linear 4096×4096, b64", linear(4096, 4096, 64), 0.5)
+LAYERS = (
+    LINEAR,
+    Workload("Linear 512×512, b256, 2×2 tiles of 256", linear(512, 512, 256), 0.75, tile=256),
+    Workload("Linear 512×512, b256, dynamic DAC", linear(512, 512, 256), dynamic=True),
+    LARGE,
+    Workload("Linear 4096×4096, b1", linear(4096, 4096, 1)),
+    Workload("Linear 512×512, b1", linear(512, 512, 1)),
+    CONV,
+    Workload(
+        "Conv 64→64 3×3, 16×16, b32, channels last",
+        conv(64, 64, 16, 32, layout=torch.channels_last),
+    ),
+    Workload("Conv 64→64 3×3, 16×16, b32, dynamic DAC", conv(64, 64, 16, 32), dynamic=True),
+    Workload("Conv 16→16 3×3, 32×32, b32", conv(16, 16, 32, 32)),
+    Workload("Conv 512→512 3×3, 7×7, b4", conv(512, 512, 7, 4)),
+    Workload("Conv 3→64 7×7/2, 224×224, b2", conv(3, 64, 224, 2, kernel=7, stride=2)),
+    Workload("Conv 64→128 1×1/2, 56×56, b4", conv(64, 128, 56, 4, kernel=1, stride=2)),
+    DEPTHWISE,
+)
+
+RESNET20 = Workload("ResNet-20, 32×32, b32", lambda: (ResNet20(), torch.randn(32, 3, 32, 32)), 1.1)
+ENCODER = Workload("Encoder, 4 layers, d256, b8 s128", encoder(4, 256, 8, 8, 128), 1.0)
+MODELS = (
+    RESNET20,
+    Workload("ResNet-18, 224×224, b8", lambda: (ResNet18(), torch.randn(8, 3, 224, 224)), 1.0),
+    ENCODER,
+    Workload("Encoder of BERT-base size, b4 s128", encoder(12, 768, 12, 4, 128), 0.8),
+    Workload("MLP 784-512-512-10, b1", mlp(784, 512, 512, 10, batch=1), 1.5),
+)
