@@ -62,7 +62,7 @@ extern "C" int32_t analogc_forward(const analogc_layer *layer) {
     const int64_t pixels = l.out[0] * l.out[1] * l.out[2];
     if (l.batch == 0 || pixels == 0) return ANALOGC_OK;
     // Starting threads costs as much as this many products.
-    constexpr double kFew = 2.5e5;
+    constexpr double kFew = 1e6;
     const double rows = static_cast<double>(l.weight.channels) * static_cast<double>(l.weight.taps);
     const double outputs = static_cast<double>(l.batch) * static_cast<double>(pixels) *
                            static_cast<double>(l.weight.columns);

@@ -70,12 +70,16 @@ def _check(budget: float) -> Table:
         digital,
     )
     if watch.page_watch() is not None:
-        stamps: Any = stamp
-        real, stamps.page_watch = stamps.page_watch, lambda: None
+        # Old questions ask the one, new ones are made by the other.
+        places: list[Any] = [stamp, watch]
+        real = watch.page_watch
+        for place in places:
+            place.page_watch = lambda: None
         try:
             _rows(table, "fingerprints only", compiled, x, budget, digital)
         finally:
-            stamps.page_watch = real
+            for place in places:
+                place.page_watch = real
     return table
 
 
