@@ -24,7 +24,9 @@ Words = NDArray[np.uint64]
 
 
 def fingerprint(tensor: Tensor) -> int:
-    """Fingerprint of the values of a CPU tensor, in the order of its contiguous form."""
+    """Fingerprint of the values of a tensor, in the order of its contiguous form."""
+    if not tensor.is_cpu:
+        return device_fingerprint(tensor)
     native = library()
     if native is not None:
         whole = tensor if tensor.is_contiguous() else tensor.detach().contiguous()
@@ -68,3 +70,22 @@ def _fold(lanes: Words) -> int:
         state = state * _ODD
         state ^= state >> _SHIFT
     return int(np.add.reduce(state, initial=np.uint64(len(lanes))))
+
+
+_WORD = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_CHUNK = 1 << 24
+
+
+def device_fingerprint(tensor: Tensor) -> int:
+    """The same by torch operations, on the tensor's own device; waits for the device."""
+    flat = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+    words = flat.contiguous().reshape(-1).view(_WORD[flat.element_size()])
+    total = torch.full((), words.numel(), dtype=torch.int64, device=tensor.device)
+    for start in range(0, words.numel(), _CHUNK):
+        part = words[start : start + _CHUNK].long()
+        place = torch.arange(start + 1, start + 1 + part.numel(), device=tensor.device)
+        for odd in (0x2545F4914F6CDD1D, 0x27D4EB2F165667C5):
+            part = (part ^ place) * odd
+            part ^= (part >> 31) & 0x1FFFFFFFF
+        total += part.sum()
+    return int(total)

@@ -71,6 +71,8 @@ class Stamp:
     def _is_unwritten(self, tensor: Tensor) -> bool:
         if find(tensor) is not None:  # stands for one state; another state has another stand-in
             return True
+        if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
+            return True  # a graph that is being captured cannot wait for an answer
         if tensor.nbytes <= UNWATCHED:
             return content_of(tensor) == self.content
         if self.look is not None and self.look.sees_no_write():
@@ -109,14 +111,8 @@ class Stamp:
 
 
 def content_of(tensor: Tensor) -> Content:
-    """What a tensor's values are known by: a fingerprint.
-
-    None for memory that is not the CPU's: to look at it would stall the device on every call, so
-    writes that bump no version counter are not noticed there.
-    """
-    if tensor.device.type != "cpu":
-        return None
-    return fingerprint(tensor)
+    """What a tensor's values are known by: a fingerprint; None for memory that is not there."""
+    return None if tensor.is_meta else fingerprint(tensor)
 
 
 def version_of(tensor: Tensor) -> int:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from analogc.runtime import stamp as stamp_module
-from analogc.runtime.fingerprint import fingerprint
+from analogc.runtime.fingerprint import device_fingerprint, fingerprint
 from analogc.runtime.stamp import Stamp
 from analogc.runtime.watch import PageWatch, can_be_watched, page_watch
 
@@ -53,6 +53,44 @@ def test_single_bit_flips_change_the_fingerprint() -> None:
             assert fingerprint(x) != base
             bits[position] ^= 1 << bit
     assert fingerprint(x) == base
+
+
+# -- on devices, by torch operations --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int8, torch.complex64]
+)
+def test_device_fingerprint_is_a_function_of_the_values(dtype: torch.dtype) -> None:
+    x = (torch.randn(60, 70) * 50).to(dtype)
+    assert device_fingerprint(x) == device_fingerprint(x.clone())
+    assert device_fingerprint(x.T) == device_fingerprint(x.T.contiguous())
+    changed = x.clone()
+    changed[31, 5] += 1
+    assert device_fingerprint(changed) != device_fingerprint(x)
+
+
+def test_device_fingerprint_tells_what_sums_and_xors_do_not() -> None:
+    x = torch.randn(400, 50)
+    seen = {device_fingerprint(x)}
+    changes = [-x, x.flip(0), x.roll(1, 1), torch.where(x > 0, -x, x), x[:, :49], x * 2]
+    swapped = x.clone()
+    swapped[[3, 7]] = x[[7, 3]]
+    signs = x.clone()
+    signs[5, :2] *= -1
+    for other in (*changes, swapped, signs):
+        seen.add(device_fingerprint(other))
+    assert len(seen) == 9
+
+
+def test_device_fingerprint_notices_single_bits() -> None:
+    x = torch.randn(3000)
+    base, bits = device_fingerprint(x), x.view(torch.int32)
+    for position in range(0, 3000, 97):
+        for bit in (0, 7, 22, 30):
+            bits[position] ^= 1 << bit
+            assert device_fingerprint(x) != base
+            bits[position] ^= 1 << bit
 
 
 @watched_here
