@@ -263,7 +263,7 @@ def _saving_backward(
     single = weight.dim() > 2 and x.dim() == weight.dim() - 1
     batched, batched_grad = (x.unsqueeze(0), grad.unsqueeze(0)) if single else (x, grad)
     array = tiles.find(key)
-    held = tiles.stateless(weight, settings, groups) if array is None else array.current(weight)
+    held = tiles.stateless(weight, settings, groups) if array is None else array.as_used(weight)
     masks = mask if mask.numel() else None
     packed = held.packed
     if (

@@ -52,12 +52,15 @@ class Stamp:
 
     def matches(self, tensor: Tensor) -> bool:
         """True if ``tensor`` is where and what it was when stamped, whichever way it is written."""
+        return self.is_of(tensor) and self._is_unwritten(tensor)
+
+    def is_of(self, tensor: Tensor) -> bool:
+        """True if ``tensor`` is where it was when stamped and no torch operation wrote it since."""
         return (
             self.ptr == tensor.data_ptr()
             and self.version == version_of(tensor)
             and self.same_form(tensor)
             and self.stride == tensor.stride()
-            and self._is_unwritten(tensor)
         )
 
     def same_form(self, tensor: Tensor) -> bool:

@@ -179,6 +179,16 @@ class TileArray:
             )
         return self._write(value, now)
 
+    def as_used(self, weight: Tensor) -> Programmed:
+        """Content that a forward with ``weight`` used, for its backward.
+
+        It does not look at the content of the weight again: to have its pages watched between a
+        forward and a backward would make every training step pay for that.
+        """
+        if self.programmed is not None and self._stamp is not None and self._stamp.is_of(weight):
+            return self.programmed
+        return self.current(weight)
+
     def write(self, weight: Tensor) -> Programmed:
         """Program ``weight`` with fresh programming noise."""
         value = resolve(weight)

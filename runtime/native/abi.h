@@ -64,9 +64,10 @@ int64_t analogc_packed_size(const analogc_weight *weight);
 int32_t analogc_pack(const analogc_weight *weight, const float *written);
 // written[n, k] = stored weight, times alpha[n] if alpha is not null.
 int32_t analogc_unpack(const analogc_weight *weight, const float *alpha, float *written);
-// rows[k, n] = the same, the other way round and faster. Linear layers only; alpha is not null.
-int32_t analogc_unpack_rows(const analogc_weight *weight, const float *alpha, float *rows,
-                            int32_t threads);
+// rows[k, n] = the same of one row block, the other way round and faster. Linear layers only;
+// alpha is not null.
+int32_t analogc_unpack_rows(const analogc_weight *weight, int64_t block, const float *alpha,
+                            float *rows, int32_t threads);
 
 int32_t analogc_forward(const analogc_layer *layer);
 // The same with what changes from call to call given apart; `layer` is only read.

@@ -76,13 +76,16 @@ class _Layer:
         n, k = self.packed.shape
         flat, out = x.reshape(-1, k).contiguous(), grad.reshape(-1, n).contiguous()
         masks = None if self.mask is None else self.mask.view(-1, *out.shape)
-        rows = self.packed.rows_scaled(self.alpha) if self.need_input else None
+        # One row block of the weight at a time, in the same memory: fresh pages cost more than it.
+        most = max(b - a for a, b in self.spec.blocks)
+        memory = torch.empty(most, n) if self.need_input else None
         grad_x = torch.empty_like(flat) if self.need_input else None
         grad_w = torch.empty(n, k) if self.need_weight else None
         for r, (a, b) in enumerate(self.spec.blocks):
             passed = out if masks is None else mask_gradient(out, masks[r])
-            if grad_x is not None and rows is not None:
-                torch.mm(passed, rows[a:b].mT, out=grad_x[:, a:b])
+            if grad_x is not None and memory is not None:
+                rows = self.packed.rows_scaled(self.alpha, r, memory)
+                torch.mm(passed, rows.mT, out=grad_x[:, a:b])
                 if self.range is not None:
                     clip_gradient_(grad_x[:, a:b], flat[:, a:b], self.range[r])
             if grad_w is not None:

@@ -118,16 +118,24 @@ class Packed:
         """Weight in its own units, ``alpha[n] * unpack()[n]``, in one pass."""
         return self._unpack(_ready(alpha, self.shape[0]))
 
-    def rows_scaled(self, alpha: Tensor) -> Tensor:
-        """``unpack_scaled(alpha)`` of a linear layer, transposed: ``[K, N]``, and faster."""
-        assert not self.taps, "a linear layer"
+    def rows_scaled(self, alpha: Tensor, block: int, out: Tensor) -> Tensor:
+        """``unpack_scaled(alpha)`` of a linear layer's row block, transposed, and faster.
+
+        Args:
+            alpha: ``[N]``.
+            block: which row block.
+            out: memory for the result, contiguous float32 ``[at least K_r, N]``.
+        """
+        assert not self.taps and out.is_contiguous() and out.dtype is torch.float32
+        length = self.rows[block + 1] - self.rows[block]
+        if out.shape[0] < length or out.shape[1] != self.shape[0]:
+            raise ValueError(f"{list(out.shape)} cannot hold {length} rows of {self.shape[0]}")
         alpha = _ready(alpha, self.shape[0])
-        rows = torch.empty(self.shape[1], self.shape[0])
         status = loaded().unpack_rows(
-            self._struct(), alpha.data_ptr(), rows.data_ptr(), torch.get_num_threads()
+            self._struct(), block, alpha.data_ptr(), out.data_ptr(), torch.get_num_threads()
         )
         assert status == 0, "what was packed can be unpacked"
-        return rows
+        return out[:length]
 
     def _unpack(self, alpha: Tensor | None) -> Tensor:
         written = torch.empty(self.shape)

@@ -88,7 +88,7 @@ class Library:
         self.unpack = lib.analogc_unpack
         self.unpack.argtypes, self.unpack.restype = [weight, c_void_p, c_void_p], c_int32
         self.unpack_rows = lib.analogc_unpack_rows
-        self.unpack_rows.argtypes = [weight, c_void_p, c_void_p, c_int32]
+        self.unpack_rows.argtypes = [weight, c_int64, c_void_p, c_void_p, c_int32]
         self.unpack_rows.restype = c_int32
         self.call = lib.analogc_call
         pointers = [c_void_p] * 7

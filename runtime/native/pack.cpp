@@ -167,32 +167,29 @@ extern "C" int32_t analogc_unpack(const analogc_weight *weight, const float *alp
     return ANALOGC_OK;
 }
 
-extern "C" int32_t analogc_unpack_rows(const analogc_weight *weight, const float *alpha,
-                                       float *rows, int32_t threads) {
+extern "C" int32_t analogc_unpack_rows(const analogc_weight *weight, int64_t block,
+                                       const float *alpha, float *rows, int32_t threads) {
     const analogc_weight &w = *weight;
     if (!is_valid(w) || w.taps != 1 || w.groups != 1 || threads < 1) return ANALOGC_BAD_ARGUMENT;
+    if (block < 0 || block >= w.blocks) return ANALOGC_BAD_ARGUMENT;
     const bool integer = w.format == ANALOGC_INT16;
-    const float *real = static_cast<const float *>(w.data);
-    const int16_t *code = static_cast<const int16_t *>(w.data);
     const int64_t n = w.columns, stored = packed_columns(w), step = integer ? 2 : 1;
-    for (int64_t r = 0; r < w.blocks; ++r) {
-        const int64_t count = w.rows[r + 1] - w.rows[r], packed = packed_rows(w, r);
-        const int64_t base = block_offset(w, r);
-        float *to = rows + w.rows[r] * n;
+    const int64_t count = w.rows[block + 1] - w.rows[block], packed = packed_rows(w, block);
+    const float *real = static_cast<const float *>(w.data) + block_offset(w, block);
+    const int16_t *code = static_cast<const int16_t *>(w.data) + block_offset(w, block);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-        for (int64_t k = 0; k < count; k += step) {
-            for (int64_t left = 0; left < n; left += kPanel) {
-                const int64_t width = stored - left < kPanel ? stored - left : kPanel;
-                const int64_t used = n - left < kPanel ? n - left : kPanel;
-                const int64_t at = base + left * packed + k * width;
-                float *even = to + k * n + left;
-                if (integer) {
-                    isa().pair_of_rows(code + at, used, w.step + left, alpha + left, even,
-                                       k + 1 < count ? even + n : nullptr);
-                    continue;
-                }
-                for (int64_t j = 0; j < used; ++j) even[j] = real[at + j] * alpha[left + j];
+    for (int64_t k = 0; k < count; k += step) {
+        for (int64_t left = 0; left < n; left += kPanel) {
+            const int64_t width = stored - left < kPanel ? stored - left : kPanel;
+            const int64_t used = n - left < kPanel ? n - left : kPanel;
+            const int64_t at = left * packed + k * width;
+            float *even = rows + k * n + left;
+            if (integer) {
+                isa().pair_of_rows(code + at, used, w.step + left, alpha + left, even,
+                                   k + 1 < count ? even + n : nullptr);
+                continue;
             }
+            for (int64_t j = 0; j < used; ++j) even[j] = real[at + j] * alpha[left + j];
         }
     }
     return ANALOGC_OK;
