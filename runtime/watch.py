@@ -18,6 +18,8 @@ import os
 import platform
 import struct
 import sys
+import threading
+import weakref
 
 from torch import Tensor
 
@@ -55,6 +57,8 @@ class PageWatch:
         self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         # Room for the one region that a scan reports; more is not asked for.
         self._region = ctypes.create_string_buffer(24)
+        self._looks: weakref.WeakSet[Look] = weakref.WeakSet()
+        self._lock = threading.Lock()
 
     def protect(self, tensor: Tensor) -> bool:
         """Watch the whole pages of ``tensor`` from now on; False if they cannot be.
@@ -67,16 +71,31 @@ class PageWatch:
         try:
             request = struct.pack("QQQQ", start, stop - start, _REGISTER_MODE_WP, 0)
             self._ioctl(self._uffd, _UFFDIO_REGISTER, bytearray(request))
+            if self._scan(start, stop, 0)[0]:
+                self._end_looks(start, stop)
             at = start
             while at < stop:
-                at = self._scan(at, stop, _SCAN_WP_MATCHING)[1]
+                found, at = self._scan(at, stop, _SCAN_WP_MATCHING)
+                if found:
+                    self._end_looks(start, stop)
         except OSError:
             return False
         return True
 
     def look_at(self, tensor: Tensor) -> Look:
         """What tells whether ``tensor`` was written since ``protect``; the edges count from now."""
-        return Look(self, tensor)
+        look = Look(self, tensor)
+        with self._lock:
+            self._looks.add(look)
+        return look
+
+    def _end_looks(self, start: int, stop: int) -> None:
+        # To protect pages again forgets that they were written, and others may look at them: the
+        # tiles of another compiled model, or of the other mode's graph.
+        with self._lock:
+            for look in self._looks:
+                if look.start < stop and start < look.stop:
+                    look.ended = True
 
     def _argument(self, start: int, stop: int, flags: int) -> bytearray:
         return bytearray(
@@ -96,21 +115,24 @@ class PageWatch:
 class Look:
     """Asks whether the memory of one tensor was written, in about 3 us."""
 
-    __slots__ = ("_argument", "_edges", "_head", "_tail", "_watch")
+    __slots__ = (
+        "__weakref__", "_argument", "_edges", "_head", "_tail", "_watch", "ended", "start", "stop",
+    )  # fmt: skip
 
     def __init__(self, watch: PageWatch, tensor: Tensor) -> None:
-        first, last = _pages(tensor)
-        start = tensor.data_ptr()
-        stop = start + _span(tensor)
+        self.start, self.stop = _pages(tensor)
+        self.ended = False
+        first = tensor.data_ptr()
+        last = first + _span(tensor)
         self._watch = watch
-        self._argument = watch._argument(first, last, 0)
-        self._head, self._tail = (start, first - start), (last, stop - last)
+        self._argument = watch._argument(self.start, self.stop, 0)
+        self._head, self._tail = (first, self.start - first), (self.stop, last - self.stop)
         self._edges = self._read_edges()
 
     def sees_no_write(self) -> bool:
         """True if nothing was written since; the memory must still be there."""
         watch = self._watch
-        if page_watch() is not watch:  # a forked child
+        if self.ended or page_watch() is not watch:  # a forked child has another
             return False
         try:
             if watch._ioctl(watch._pagemap, _PAGEMAP_SCAN, self._argument) > 0:

@@ -120,6 +120,37 @@ def test_every_write_is_seen_under_torch_compile(name: str) -> None:
         assert torch.equal(fast(x), compile_like(model, x, compiled)(x))
 
 
+# Whoever looks first has the pages watched anew, which forgets that they were written; and the
+# bytes outside whole pages are compared anyway, so the write is inside one.
+
+
+@torch.no_grad()
+def test_a_write_is_seen_by_every_compiled_model_of_a_model() -> None:
+    model, x = build(300, True)
+    first, second, third = (analogc.compile(model, (x,), seed=0) for _ in range(3))
+    for _ in range(4):
+        first(x), second(x), third(x)
+    weight(model).numpy()[150] *= -1
+    expected = compile_like(model, x, first)(x)
+    for compiled in (first, first, second, first, third):
+        assert torch.equal(compiled(x), expected)
+
+
+@torch.no_grad()
+def test_a_write_is_seen_by_the_graphs_of_both_modes() -> None:
+    model, x = build(300, True)
+    compiled = analogc.compile(model, (x,), seed=0)
+    for training in (True, False) * 2:
+        compiled.train(training)
+        compiled(x), compiled(x), compiled(x)
+    weight(model).numpy()[150] *= -1
+    compiled(x), compiled(x)
+    compiled.train()
+    held = compiled(x)  # batch statistics: the same whatever ran before
+    compiled.program()
+    assert torch.equal(compiled(x), held)
+
+
 def test_stale_tiles_say_how_the_weight_was_written() -> None:
     model, x = build(192, False)
     compiled = analogc.compile(model, (x,), seed=0)

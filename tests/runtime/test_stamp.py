@@ -144,6 +144,18 @@ def test_writes_beside_a_tensor_in_its_first_and_last_page_are_not_its_own() -> 
 
 
 @watched_here
+@pytest.mark.parametrize("part", [slice(None), slice(0, 250), slice(100, 400)])
+def test_stamps_of_the_same_memory_do_not_hide_writes_from_each_other(part: slice) -> None:
+    x = torch.randn(500, 500)
+    stamps = [(Stamp(x), x), (Stamp(x[part]), x[part])]
+    for _ in range(3):
+        assert all(stamp.matches(tensor) for stamp, tensor in stamps)
+    x.numpy()[200] += 1
+    for stamp, tensor in stamps * 2:
+        assert not stamp.matches(tensor)
+
+
+@watched_here
 def test_system_calls_that_write_are_reported() -> None:
     watch = page_watch()
     assert watch is not None
