@@ -25,6 +25,7 @@ from torch import fx
 from .base import LOOP, Pass, PassContext, PassResult, finish
 from .canonicalize import LINEAR
 from .emit import Emitter, take_place
+from .macs import RECURRENT
 from .select_analog import keep_digital, unfit
 from .stationary import live_nodes, stationary_nodes
 
@@ -32,12 +33,7 @@ aten = torch.ops.aten
 State = tuple[fx.Node, ...]
 """(h, c) of an LSTM, (h,) of the others."""
 
-KINDS = {
-    aten.lstm.input: "lstm", aten.gru.input: "gru", aten.rnn_tanh.input: "tanh",
-    aten.rnn_relu.input: "relu", aten.lstm_cell.default: "lstm", aten.gru_cell.default: "gru",
-    aten.rnn_tanh_cell.default: "tanh", aten.rnn_relu_cell.default: "relu",
-}  # fmt: skip
-_CELLS = {op for op in KINDS if op._overloadname == "default"}
+_CELLS = {op for op in RECURRENT if op._overloadname == "default"}
 _PACKED = {aten.lstm.data, aten.gru.data, aten.rnn_tanh.data, aten.rnn_relu.data}
 
 
@@ -51,7 +47,7 @@ class LowerRecurrent(Pass):
 
     def __call__(self, module: fx.GraphModule, ctx: PassContext) -> PassResult:
         """Transform ``module`` in place."""
-        nodes = [n for n in module.graph.nodes if n.target in KINDS or n.target in _PACKED]
+        nodes = [n for n in module.graph.nodes if n.target in RECURRENT or n.target in _PACKED]
         if not nodes:
             return PassResult(module, False)
         fixed, live = stationary_nodes(module.graph), live_nodes(module.graph)
@@ -132,7 +128,7 @@ class Unroller:
         self.x = node.args[0]
         # The calls of one cell are the steps of the user's own loop.
         self.loop = "cell" if node.target in _CELLS else node.name
-        self.step: Step = _STEPS[KINDS[node.target]]  # type: ignore[index]
+        self.step: Step = _STEPS[RECURRENT[node.target]]  # type: ignore[index]
 
     def call(self, target: Callable[..., Any], *args: Any) -> fx.Node:
         """A node of the unrolled layer."""
@@ -226,7 +222,7 @@ def _lower_cell(node: fx.Node, live: set[fx.Node]) -> None:
     state = tuple(at.start(s) for s in states if isinstance(s, fx.Node))
     w = Weights(*weights)  # type: ignore[arg-type]
     result = at.step(at, at.linear(x, w.ih, w.b_ih, "ih"), state, w)
-    if KINDS[node.target] == "lstm":  # type: ignore[index]
+    if RECURRENT[node.target] == "lstm":  # type: ignore[index]
         _replace(node, result)
     else:
         at.emit.replace(result[0])

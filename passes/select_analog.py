@@ -6,13 +6,12 @@ no. Every other compute node gets a Digital record with its reason; nothing is s
 
 from __future__ import annotations
 
-import math
 import operator
 import re
 from collections import Counter
 from collections.abc import Container
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import fx
@@ -21,6 +20,7 @@ from ..runtime.mapping import Digital
 from .base import META, Pass, PassContext, PassResult, module_path
 from .canonicalize import CONVS, LINEAR
 from .inline_regions import subgraph
+from .macs import RECURRENT, count_macs
 from .stationary import expression_key, leaves, live_nodes, stationary_nodes
 
 aten = torch.ops.aten
@@ -31,9 +31,7 @@ PRODUCTS = {
     aten.tensordot.default, aten.inner.default, aten.bilinear.default,
     aten.scaled_dot_product_attention.default,
     aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input,
-    aten.convolution.default, aten.lstm.input, aten.gru.input, aten.rnn_tanh.input,
-    aten.rnn_relu.input, aten.lstm_cell.default, aten.gru_cell.default,
-    aten.rnn_tanh_cell.default, aten.rnn_relu_cell.default,
+    aten.convolution.default, *RECURRENT,
 }  # fmt: skip
 """Multiply-accumulate work besides linear and conv."""
 
@@ -242,84 +240,3 @@ def base_name(weight: fx.Node, parameters: Container[str] = ()) -> str:
     name = re.sub(r"\.parametrizations\.(\w+)\.original\d*$", r".\1", str(largest.target))
     name = re.sub(r"\.weight_([gv]|orig)$", ".weight", name)
     return name.removesuffix(".weight") or name
-
-
-def _hint(size: Any) -> int:
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
-
-
-def count_macs(node: fx.Node) -> int:
-    """Multiply-accumulates of a node at the example shape; 0 if it is no product."""
-    out = node.meta.get("val")
-    operands: list[fx.Node] = []  # one that is given twice counts twice
-    fx.node.map_arg(node.args, operands.append)
-    shapes = [
-        [_hint(size) for size in arg.meta["val"].shape]
-        for arg in operands
-        if isinstance(arg.meta.get("val"), torch.Tensor)
-    ]
-    if node.target in _RECURRENT:
-        return _recurrent_macs(node, shapes[0])
-    if not isinstance(out, torch.Tensor) or len(shapes) < 2:
-        return 0
-    results = 1
-    for size in out.shape:
-        results *= _hint(size)
-    if node.target is LINEAR:
-        return results * shapes[0][-1]
-    if node.target in CONVS or "conv" in str(node.target):
-        weight = node.args[1]
-        assert isinstance(weight, fx.Node), "a convolution has a tensor weight"
-        sizes = [_hint(size) for size in weight.meta["val"].shape]
-        if "transpose" in str(node.target):
-            results = 1
-            for size in shapes[0]:
-                results *= size
-        macs = results
-        for size in sizes[1:]:
-            macs *= size
-        return macs
-    if node.target is aten.scaled_dot_product_attention.default:
-        return results * shapes[1][-2] * 2
-    if node.target in (aten.addmm.default, aten.baddbmm.default):
-        return results * shapes[-2][-1]
-    if node.target is aten.addbmm.default:
-        return results * shapes[-2][0] * shapes[-2][-1]
-    if node.target is aten.tensordot.default:
-        return results * math.prod(shapes[0][d] for d in node.args[2])  # type: ignore[union-attr, index, misc]
-    if node.target is aten.bilinear.default:
-        return results * shapes[2][1] * shapes[2][2]
-    if node.target is aten.einsum.default:
-        return results * _contracted(str(node.args[0]), shapes)
-    if node.target in PRODUCTS:
-        return results * shapes[0][-1]
-    return 0
-
-
-_RECURRENT = {
-    aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input,
-    aten.lstm_cell.default, aten.gru_cell.default, aten.rnn_tanh_cell.default,
-    aten.rnn_relu_cell.default,
-}  # fmt: skip
-
-
-def _recurrent_macs(node: fx.Node, x: list[int]) -> int:
-    """Every matrix of the layer meets every vector of the input once."""
-    vectors = math.prod(x[:-1])
-    weights: list[fx.Node] = []
-    fx.node.map_arg(node.args[2:], weights.append)
-    matrices = [weight.meta["val"].shape for weight in weights]
-    return vectors * sum(int(shape.numel()) for shape in matrices if len(shape) == 2)
-
-
-def _contracted(equation: str, shapes: list[list[int]]) -> int:
-    """Product of the sizes that an einsum sums over."""
-    inputs, arrow, result = equation.replace(" ", "").partition("->")
-    if not arrow:
-        result = "".join(label for label in inputs if inputs.count(label) == 1)
-    sizes: dict[str, int] = {}
-    for term, shape in zip(inputs.split(","), shapes, strict=False):
-        head, _, tail = term.partition("...")
-        sizes.update(zip(head, shape, strict=False))
-        sizes.update(zip(reversed(tail), reversed(shape), strict=False))
-    return math.prod(size for label, size in sizes.items() if label not in result)

@@ -10,7 +10,8 @@ from torch.nn.utils import parametrizations
 
 from analogc import LayerInfo, targets
 from analogc.passes.base import META
-from analogc.passes.select_analog import Analog, base_name, count_macs, is_compute
+from analogc.passes.macs import count_macs
+from analogc.passes.select_analog import Analog, base_name, is_compute
 from analogc.runtime.mapping import Digital
 
 if TYPE_CHECKING:

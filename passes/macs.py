@@ -1,0 +1,77 @@
+"""Multiply-accumulates of a node at the example shapes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import fx
+
+from .canonicalize import CONVS, LINEAR
+from .products import READERS
+
+aten = torch.ops.aten
+
+RECURRENT = {
+    aten.lstm.input: "lstm", aten.gru.input: "gru", aten.rnn_tanh.input: "tanh",
+    aten.rnn_relu.input: "relu", aten.lstm_cell.default: "lstm", aten.gru_cell.default: "gru",
+    aten.rnn_tanh_cell.default: "tanh", aten.rnn_relu_cell.default: "relu",
+}  # fmt: skip
+"""Recurrent layers and cells, with the kind of their steps."""
+
+
+def _hint(size: Any) -> int:
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+
+
+def _shape(node: Any) -> list[int]:
+    return [_hint(size) for size in node.meta["val"].shape]
+
+
+def count_macs(node: fx.Node) -> int:
+    """Multiply-accumulates of a node at the example shape; 0 if it is no product."""
+    out = node.meta.get("val")
+    operands: list[fx.Node] = []  # one that is given twice counts twice
+    fx.node.map_arg(node.args, operands.append)
+    shapes = [_shape(o) for o in operands if isinstance(o.meta.get("val"), torch.Tensor)]
+    if node.target in RECURRENT:
+        return _recurrent(node, shapes[0])
+    if not isinstance(out, torch.Tensor) or len(shapes) < 2:
+        return 0
+    results = math.prod(_shape(node))
+    if node.target is LINEAR:
+        return results * shapes[0][-1]
+    if node.target in CONVS or "conv" in str(node.target):
+        vectors = math.prod(shapes[0]) if "transpose" in str(node.target) else results
+        return vectors * math.prod(_shape(node.args[1])[1:])
+    if node.target is aten.scaled_dot_product_attention.default:
+        return results * shapes[1][-2] * 2
+    if node.target is aten.addmm.default:
+        return results * shapes[-2][-1]
+    if node.target is aten.bilinear.default:
+        return results * shapes[2][1] * shapes[2][2]
+    if node.target in READERS:
+        return results * _summed(node)
+    if node.target in (aten.mm.default, aten.mv.default, aten.dot.default):
+        return results * shapes[0][-1]
+    return 0
+
+
+def _summed(node: fx.Node) -> int:
+    """Product of the sizes that a labelled product sums over."""
+    product = READERS[node.target](node)
+    sizes: dict[int, int] = {}
+    for operand in product.operands:
+        for label, size in zip(operand.labels, _shape(operand.node), strict=True):
+            sizes[label] = max(size, sizes.get(label, 0))  # a dim of 1 is broadcast
+    return math.prod(size for label, size in sizes.items() if label not in product.result)
+
+
+def _recurrent(node: fx.Node, x: list[int]) -> int:
+    """Every matrix of the layer meets every vector of the input once."""
+    weights: list[fx.Node] = []
+    fx.node.map_arg(node.args[2:], weights.append)
+    matrices = [weight.meta["val"].shape for weight in weights]
+    vectors = math.prod(x[:-1])
+    return vectors * sum(int(shape.numel()) for shape in matrices if len(shape) == 2)
