@@ -58,8 +58,11 @@ def _on_cuda(held: Programmed) -> Kernel:
 
 
 def _why_plain() -> str:
-    if library() is None:
+    native = library()
+    if native is None:
         return "the native library is missing or switched off"
+    if not native.runs_layers:
+        return "no AVX2 here: torch operations are faster than the native library"
     return "the weight is empty"
 
 

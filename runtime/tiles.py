@@ -114,8 +114,9 @@ def store(
     written: Tensor, shape: torch.Size, spec: LayerSpec, groups: int | None
 ) -> Packed | tuple[Tensor, ...]:
     """The effective normalised weight ``written`` ``[N, K]`` as it is held: packed if it can be."""
-    native = groups is not None and written.dtype == torch.float32 and not written.is_cuda
-    if native and not written.is_meta and written.numel() and library() is not None:
+    plain = groups is None or written.dtype != torch.float32 or not written.is_cpu
+    native = library()
+    if not plain and written.numel() and native is not None and native.runs_layers:
         bits = spec.dac.bits if spec.dac else None
         return Packed.pack(written, spec.rows, tuple(shape[2:]), groups or 1, bits)
     return _cut(written, shape, spec.rows)

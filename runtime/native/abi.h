@@ -5,7 +5,7 @@
 #pragma once
 #include <stdint.h>
 
-#define ANALOGC_ABI_VERSION 1
+#define ANALOGC_ABI_VERSION 2
 
 #pragma GCC visibility push(default)
 #if defined(__cplusplus)

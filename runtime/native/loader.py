@@ -2,6 +2,9 @@
 
 ANALOGC_NATIVE=0        do not use it
 ANALOGC_ISA=avx2        use no more than this: baseline, avx2, avx512, avx512vnni
+
+On x86 without AVX2 layers run on torch operations, which are faster there, unless ANALOGC_ISA says
+baseline; noise and fingerprints are the library's all the same.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import platform
 import warnings
 from ctypes import POINTER, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -16,7 +20,7 @@ from pathlib import Path
 
 import torch  # loads the OpenMP runtime that the library uses  # noqa: F401
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 ISAS = ("baseline", "avx2", "avx512", "avx512vnni")
 
 
@@ -119,6 +123,12 @@ class Library:
         self._isa_use.argtypes, self._isa_use.restype = [c_int32], c_int32
         self._supported = lib.analogc_isa_supported
         self._supported.argtypes, self._supported.restype = [], c_int32
+
+    @property
+    def runs_layers(self) -> bool:
+        """False where the layer kernels are slower than torch operations."""
+        asked = os.environ.get("ANALOGC_ISA") == "baseline"
+        return asked or self.isa != "baseline" or platform.machine() not in ("x86_64", "AMD64")
 
     @property
     def isas(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -13,9 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from analogc.runtime import philox
+from analogc.runtime import philox, tiles
 from analogc.runtime.native import loader, tensors
+from analogc.runtime.native.layer import Packed
 from analogc.runtime.native.loader import Library
+from analogc.runtime.spec import LayerSpec
 
 
 def load(**env: str) -> subprocess.CompletedProcess[str]:
@@ -157,3 +160,18 @@ def test_helpers_refuse_what_they_cannot_read() -> None:
         tensors.mask_gradient(torch.randn(4, 4), torch.ones(4, 4, dtype=torch.bool).t())
     with pytest.raises(ValueError, match="contiguous"):
         tensors.content_hash([torch.randn(4, 4).t()])
+
+
+def test_layers_run_on_torch_where_that_is_faster(
+    native: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ANALOGC_ISA", raising=False)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    weight, spec = torch.randn(4, 6), LayerSpec((0, 6))
+    native.isa = "baseline"
+    assert isinstance(tiles.store(weight, weight.shape, spec, 1), tuple)
+    monkeypatch.setenv("ANALOGC_ISA", "baseline")
+    assert isinstance(tiles.store(weight, weight.shape, spec, 1), Packed)
+    monkeypatch.delenv("ANALOGC_ISA")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert isinstance(tiles.store(weight, weight.shape, spec, 1), Packed)
