@@ -2,7 +2,7 @@
 
 The operators go through torch's dispatcher, which is where autograd, autocast, torch.func, fake
 tensors and tracers take part. A call that none of them takes part in goes straight to the kernel,
-20 us earlier.
+about 8 us earlier.
 """
 
 from __future__ import annotations

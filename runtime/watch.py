@@ -2,7 +2,7 @@
 
 The pages of a tensor are write-protected. The first write to a page, by whatever route (a NumPy
 alias, ``.data``, a system call), clears its protection without a signal or a visible fault, and
-PAGEMAP_SCAN tells which pages were written. One call for each tensor, about 6 us, whatever its
+PAGEMAP_SCAN tells which pages were written. One call for each tensor, about 3 us, whatever its
 size. Needs Linux 6.7 or later on x86-64 or arm64 and private memory of this process; elsewhere
 ``protect`` says no and the caller compares fingerprints.
 
