@@ -7,7 +7,7 @@ import inspect
 import io
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,28 +15,22 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import CodeGen
 
-from ..passes.base import META, Pass, PassContext
+from ..passes.base import Pass, PassContext
 from ..passes.derive_weights import HOME
-from ..passes.verify import OPS
-from ..runtime.backend import kernel_of
 from ..runtime.calibrate import calibrate
 from ..runtime.converters import is_number
 from ..runtime.errors import InputError, SyncError, UnsupportedError
 from ..runtime.fast import CALLS
 from ..runtime.guard import Access
-from ..runtime.mapping import TileMapping
-from ..runtime.target import Calibration, Target
-from ..runtime.tiles import Programmed, TileArray
+from ..runtime.target import Calibration
+from ..runtime.tiles import Programmed
 from .access import View, refuse_empty, refuse_load
-from .backend import BackendReport, LayerKernel
 from .batches import Mapped, as_call, cloned
-from .build import Program, Step, build
+from .build import Program, build
 from .capture import Source
 from .copying import copy_context, copy_programs
-from .coverage import CoverageReport
 from .holder import Holder, hold, mode_of, modules_of
-from .printing import format_graph
-from .signature import Signature
+from .inspected import Inspected
 from .structure import Structure
 from .tile_table import TileTable
 from .weights import WeightMap
@@ -47,7 +41,7 @@ Mode = tuple[bool, ...]
 OPERATORS = {call: operator for operator, call in CALLS.items()}
 
 
-class CompiledModel(fx.GraphModule):
+class CompiledModel(Inspected):
     """A model whose linear and conv work runs on simulated analog tiles.
 
     Call it as the model. Its parameters and buffers are the model's own objects; the tiles follow
@@ -55,15 +49,11 @@ class CompiledModel(fx.GraphModule):
     it is first asked for. Made by ``analogc.compile`` and ``analogc.load``.
     """
 
-    _root: Holder
-    _view: View
-    _ctx: PassContext
     _programs: dict[Mode, Program]
     _passes: tuple[Pass, ...]
     _source: Source | None
     _data: Iterable[Any] | None
     _check: bool
-    _program: Program
     _structure: Structure
     _function: Callable[..., Any]
 
@@ -129,12 +119,14 @@ class CompiledModel(fx.GraphModule):
         self._graph._codegen = CodeGen()
         kind = type(self)
         layers = [node for node in self._graph.nodes if node.target in CALLS]
-        for node in layers:
-            node.target = CALLS[node.target]
-        super().recompile()
+        try:
+            for node in layers:
+                node.target = CALLS[node.target]
+            super().recompile()
+        finally:
+            for node in layers:
+                node.target = OPERATORS.get(node.target, node.target)
         function = kind.__dict__["forward"]
-        for node in layers:
-            node.target = OPERATORS[node.target]
         code = super().recompile()
         self._graph._codegen = structured
         # fx puts the graph's function and its own __call__ on the class made for this object;
@@ -252,64 +244,9 @@ class CompiledModel(fx.GraphModule):
     # -- looking ---------------------------------------------------------------------------------
 
     @property
-    def target(self) -> Target:
-        """The hardware that it was compiled for."""
-        return self._ctx.target
-
-    @property
-    def seed(self) -> int | None:
-        """Seed of all noise; None: torch's default generator."""
-        return self._ctx.noise.seed
-
-    @property
-    def weight_access(self) -> Access:
-        """What it shows of its analog weights: ``"direct"``, ``"readonly"`` or ``"sealed"``."""
-        return self._view.access
-
-    @property
-    def signature(self) -> Signature:
-        """What the current graph takes and gives."""
-        return self._program.signature
-
-    @property
-    def coverage(self) -> CoverageReport:
-        """What went to the tiles, what stayed digital, and why."""
-        return CoverageReport.of(self.graph)
-
-    @property
-    def tiles(self) -> TileTable:
-        """A TileMapping for each tile array of the current graph."""
-        return TileTable.of(self.graph)
-
-    @property
-    def backend(self) -> BackendReport:
-        """Which kernel each layer got, and why."""
-        found = []
-        for node, mapping in self._analog_nodes():
-            array = self._ctx.arrays[mapping.array]
-            weight = self._value(node.args[1], operand=True)
-            kernel = kernel_of(weight, array.spec, array.programmed, mapping.groups)
-            found.append(LayerKernel(mapping.layer, mapping.op, kernel.name, kernel.why))
-        return BackendReport(found)
-
-    @property
-    def history(self) -> tuple[Step, ...]:
-        """IR before and after each pass."""
-        return self._program.history
-
-    @property
     def weights(self) -> WeightMap:
         """The weights on the tiles, by the name of the layer that uses them first."""
         return WeightMap(self, {m.layer: self._ctx.arrays[m.array] for m in self.tiles})
-
-    @property
-    def compile_seconds(self) -> tuple[float, float]:
-        """Time that torch.export took, and the passes."""
-        return self._program.capture_seconds, self._program.passes_seconds
-
-    def ir(self) -> str:
-        """Printed form of the current graph: one line a node, with shapes and tiles."""
-        return format_graph(self.graph)
 
     def to_dot(self) -> str:
         """DOT text of the current graph, for Graphviz."""
@@ -328,49 +265,7 @@ class CompiledModel(fx.GraphModule):
 
         return fragment(self)
 
-    def __str__(self) -> str:
-        mode = "train" if self.training else "eval"
-        head = f"CompiledModel(target={self.target.name}, mode={mode}): {self.tiles.summary()}"
-        return f"{head}\n{self.ir()}"
-
-    __repr__ = __str__
-
     # -- weights and tiles -----------------------------------------------------------------------
-
-    def _analog_nodes(self) -> Iterator[tuple[fx.Node, TileMapping]]:
-        for node in self.graph.nodes:
-            if node.op == "call_function" and node.target in OPS:
-                yield node, node.meta[META]
-
-    def _arrays(self) -> Iterator[tuple[str, TileArray]]:
-        for mapping in self.tiles:
-            yield mapping.array, self._ctx.arrays[mapping.array]
-
-    def _live_weight(self, array: str, operand: bool = False) -> Tensor:
-        """What tile array ``array`` is programmed from: the numbers, or its layer's operand."""
-        for node, mapping in self._analog_nodes():
-            if mapping.array == array:
-                return self._value(node.args[1], operand)
-        raise InputError(f"no tile array named {array!r}")
-
-    def _live_weights(self) -> Iterator[tuple[TileMapping, TileArray, Tensor]]:
-        """Each tile array of the current graph once, with its layer's weight operand."""
-        seen: set[str] = set()
-        for node, mapping in self._analog_nodes():
-            if mapping.array not in seen:
-                seen.add(mapping.array)
-                weight = self._value(node.args[1], operand=True).detach()
-                yield mapping, self._ctx.arrays[mapping.array], weight
-
-    def _value(self, node: Any, operand: bool = False) -> Tensor:
-        at: Any = self._root
-        for part in node.target.split("."):
-            at = getattr(at, part)
-        if node.op == "call_module":
-            sources = map(self._value, node.args)
-            at = at(*sources) if operand else at.evaluate(*sources)
-        value: Tensor = at
-        return value
 
     def _contents(self) -> dict[str, Programmed]:
         """What the tiles of each array hold, of those whose weight did not change since."""
