@@ -67,7 +67,7 @@ def _draw(key: int, block: int, call: int, rows: int, columns: int) -> Tensor:
     """``[rows, columns]`` float32 on the CPU; the same bits from either generator."""
     native = library()
     if native is not None:
-        out = torch.empty(rows, columns)
+        out = torch.empty(rows, columns, dtype=torch.float32, device="cpu")
         native.normals(out.data_ptr(), rows, columns, key, block, call & 0xFFFFFFFF)
         return out
     return torch.from_numpy(philox.normals(key, block, call, rows, columns))

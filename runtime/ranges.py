@@ -32,15 +32,16 @@ class RangeTable(nn.Module):
                 found.append(None)
                 continue
             shape = (blocks, columns) if converter.per_column else (blocks,)
+            # Not torch's default dtype and device, which the user may have set.
+            value = torch.full(shape, torch.nan, dtype=torch.float32, device=device)
             if converter.range == "full":
-                value = torch.tensor([float(stop - start) for start, stop in spec.blocks])
-            elif converter.range == "calibrated":
-                value = torch.full(shape, torch.nan)
-            else:
-                value = torch.full(shape, float(converter.range))
+                lengths = [stop - start for start, stop in spec.blocks]
+                value.copy_(torch.tensor(lengths, dtype=torch.float32, device=device))
+            elif converter.range != "calibrated":
+                value.fill_(converter.range)
             buffer = f"{name}_{suffix}"
             if buffer not in self._buffers:
-                self.register_buffer(buffer, value.to(device), persistent=False)
+                self.register_buffer(buffer, value, persistent=False)
             found.append(buffer)
         return found[0], found[1]
 

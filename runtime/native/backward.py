@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..spec import LayerSpec
 from .layer import Packed
-from .tensors import clip_gradient_, drive, mask_gradient
+from .tensors import clip_gradient_, drive, mask_gradient, new
 
 Found = tuple[Tensor | None, Tensor | None]
 
@@ -78,9 +78,9 @@ class _Layer:
         masks = None if self.mask is None else self.mask.view(-1, *out.shape)
         # One row block of the weight at a time, in the same memory: fresh pages cost more than it.
         most = max(b - a for a, b in self.spec.blocks)
-        memory = torch.empty(most, n) if self.need_input else None
+        memory = new(most, n) if self.need_input else None
         grad_x = torch.empty_like(flat) if self.need_input else None
-        grad_w = torch.empty(n, k) if self.need_weight else None
+        grad_w = new(n, k) if self.need_weight else None
         for r, (a, b) in enumerate(self.spec.blocks):
             passed = out if masks is None else mask_gradient(out, masks[r])
             if grad_x is not None and memory is not None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..spec import LayerSpec
 from .loader import Layer, Weight
-from .tensors import loaded
+from .tensors import loaded, new
 
 Format = Literal["int16", "float32"]
 
@@ -90,12 +90,12 @@ class Packed:
             raise ValueError(f"int16 weights need a DAC of at most 8 bits, got {dac_bits}")
         dtype = torch.int16 if format == "int16" else torch.float32
         n, k = written.shape
-        step = torch.empty(n if format == "int16" else 0)
-        packed = Packed(torch.empty(0, dtype=dtype), step, (n, k), rows, taps, groups)
+        step = new(n if format == "int16" else 0)
+        packed = Packed(torch.empty(0, dtype=dtype, device="cpu"), step, (n, k), rows, taps, groups)
         size = loaded().packed_size(packed._struct())
         if size < 0 or rows[-1] != k:
             raise ValueError(f"rows {rows}, taps {taps}, groups {groups} do not fit {n} x {k}")
-        packed.data = torch.empty(size // dtype.itemsize, dtype=dtype)
+        packed.data = torch.empty(size // dtype.itemsize, dtype=dtype, device="cpu")
         if status := loaded().pack(packed._struct(), written.data_ptr()):
             raise ValueError(f"weight of {n} x {k} cannot be packed as {format} ({status})")
         return packed
@@ -138,7 +138,7 @@ class Packed:
         return out[:length]
 
     def _unpack(self, alpha: Tensor | None) -> Tensor:
-        written = torch.empty(self.shape)
+        written = new(*self.shape)
         pointer = None if alpha is None else alpha.data_ptr()
         status = loaded().unpack(self._struct(), pointer, written.data_ptr())
         assert status == 0, "what was packed can be unpacked"
@@ -302,10 +302,8 @@ def forward(
     prepared = packed._prepared
     if prepared is None or not prepared.fits(packed, spec, x, last, geometry, per_column):
         prepared = packed._prepared = _Prepared(packed, spec, x, last, geometry, per_column)
-    if last:
-        y = torch.empty(prepared.out, memory_format=torch.channels_last)
-    else:
-        y = torch.empty(prepared.out)
+    layout = torch.channels_last if last else torch.contiguous_format
+    y = torch.empty(prepared.out, dtype=torch.float32, device="cpu", memory_format=layout)
     columns, blocks = packed.shape[0], len(packed.rows) - 1
     mask = None
     if want_mask and spec.adc is not None:
@@ -332,6 +330,7 @@ def forward(
 
 def _empty_mask(y: Tensor, blocks: int, last: bool) -> Tensor:
     if not last:
-        return torch.empty((blocks, *y.shape), dtype=torch.bool)
+        return torch.empty((blocks, *y.shape), dtype=torch.bool, device="cpu")
     b, n, h, w = y.shape
-    return torch.empty((blocks, b, h, w, n), dtype=torch.bool).permute(0, 1, 4, 2, 3)
+    mask = torch.empty((blocks, b, h, w, n), dtype=torch.bool, device="cpu")
+    return mask.permute(0, 1, 4, 2, 3)

@@ -23,6 +23,11 @@ def loaded() -> Library:
     return found
 
 
+def new(*shape: int) -> Tensor:
+    """Memory for a kernel's results, whatever torch's default dtype and device are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
 def _matrix(x: Tensor) -> tuple[int, int, int]:
     if x.dim() != 2 or (x.shape[1] > 1 and x.stride(1) != 1) or x.dtype != torch.float32:
         raise ValueError(f"needs a float32 matrix of dense rows, got {x.dtype} {x.stride()}")
@@ -37,7 +42,7 @@ def drive(x: Tensor, input_range: Tensor | None, levels: int) -> Tensor:
         input_range: one number; None for the abs-max of each row.
         levels: of the DAC; 0 without one.
     """
-    out = torch.empty(x.shape)
+    out = new(*x.shape)
     rows, length, stride = _matrix(x)
     pointer = None if input_range is None else input_range.data_ptr()
     loaded().drive(
@@ -73,7 +78,7 @@ def clip_gradient_(gradient: Tensor, x: Tensor, input_range: Tensor) -> Tensor:
 
 def normals(rows: int, columns: int, key: int, block: int = 0, call: int = 0) -> Tensor:
     """Standard normal noise of row block ``block``, ``[rows, columns]``."""
-    out = torch.empty(rows, columns)
+    out = new(rows, columns)
     loaded().normals(out.data_ptr(), rows, columns, key, block, call & 0xFFFFFFFF)
     return out
 
