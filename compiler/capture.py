@@ -8,7 +8,7 @@ import logging
 import traceback
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +19,11 @@ from torch.nn.utils import prune
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
+from ..passes.derive_weights import add_constant
 from ..passes.emit import fake_mode
 from ..runtime.errors import InputError, UnsupportedError
-from .holder import Holder, add_constant, modules_of
+from .holder import Holder, modules_of
+from .lowerings import Lowerings
 from .signature import (
     ConstantLeaf,
     Leaf,
@@ -48,6 +50,7 @@ class Source:
     kwargs: dict[str, Any]
     dynamic_shapes: Any = None
     method: Method = "auto"
+    lowerings: Lowerings = field(default_factory=Lowerings)
 
     @property
     def fixed(self) -> bool:
@@ -128,7 +131,7 @@ def capture(source: Source, root: Holder) -> Captured:
     if isinstance(model, ExportedProgram):
         exported = model
     else:
-        with _in_mode_of(model, root):
+        with _in_mode_of(model, root), source.lowerings.applied(model):
             exported = _export(model, source)
     try:
         module = exported.module(check_guards=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -23,6 +23,7 @@ from .build import build
 from .capture import Method, Source, check_source, module_of
 from .copying import new_uid
 from .holder import hold, mode_of
+from .lowerings import Lowerings
 from .model import CompiledModel
 
 Select = Callable[[LayerInfo], bool] | str | Iterable[str]
@@ -40,6 +41,7 @@ def compile(
     passes: Sequence[Pass] | str | None = None,
     calibration_data: Iterable[Any] | None = None,
     weight_access: Access = "direct",
+    lowerings: Mapping[Any, Callable[..., Any]] | None = None,
     seed: int | None = None,
     check: bool = False,
     strict: bool = False,
@@ -64,6 +66,12 @@ def compile(
         weight_access: what the compiled model shows of its analog weights. ``"direct"``: the
             parameters themselves; ``"readonly"``: tensors that read like them and refuse every
             write; ``"sealed"``: metadata only, the values by ``weights[name].read()``.
+        lowerings: what stands for an operator, module or function of your own, made of torch
+            operations, so that its work with stored weights goes analog. Keys: an operator
+            (``torch.ops.my.op.default``, or what ``torch.library.custom_op`` returned), lowered by
+            a function of its signature; an nn.Module class, lowered by ``function(module,
+            *inputs)`` in place of its forward, also in subclasses that keep that forward; a Python
+            function or autograd.Function class. Used in every capture, not kept in files.
         seed: of programming and read noise; None: from torch's default generator.
         check: verify the graph after every pass.
         strict: refuse a model in which an operator with stored weights has no analog form.
@@ -78,7 +86,8 @@ def compile(
         example_inputs, kwargs = found if found is not None else ((), {})
     if example_inputs is None:
         raise InputError("example_inputs are missing", fix="compile(model, (x,))")
-    source = Source(model, example_inputs, kwargs or {}, dynamic_shapes, capture)
+    own = Lowerings.of(lowerings)
+    source = Source(model, example_inputs, kwargs or {}, dynamic_shapes, capture, own)
     check_source(source)
     _check_digital(model)
     target = targets.get(target) if isinstance(target, str) else target
@@ -96,10 +105,13 @@ def compile(
         select=None if select is None else chosen,
         noise=NoiseSource(seed),
         uid=new_uid(),
+        lowerings=own.operators,
         strict=strict,
     )
     program = build(source, root, steps, ctx, check)
     chosen.check()
+    own.met |= ctx.lowered
+    own.check()
     warn_of_waste(_fixed_ranges(program.graph.nodes, target))
     if calibration_data is not None and _again(calibration_data) is calibration_data:
         # An iterator can be used once; the graph of the other mode will want it too.

@@ -7,7 +7,7 @@ Passes leave the graph valid and may assume that it is. An analysis writes one r
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -50,6 +50,10 @@ class PassContext:
     """Prefix of tile array keys; unique for each compiled model."""
     auto_sync: bool = True
     """Whether tile arrays program a changed weight by themselves."""
+    lowerings: Mapping[Any, Callable[..., Any]] = field(default_factory=dict)
+    """The user's own lowerings by operator; what is in them is replaced before anything else."""
+    lowered: set[Any] = field(default_factory=set)
+    """Operators that one of ``lowerings`` replaced."""
     strict: bool = False
     """Whether a weight-stationary operator without an analog form is an error."""
     arrays: dict[str, TileArray] = field(default_factory=dict)

@@ -24,6 +24,17 @@ HOME = "_analog"
 """Where the compiler keeps its own modules in the model's tree."""
 
 
+def add_constant(root: torch.nn.Module, name: str, value: torch.Tensor | torch.nn.Module) -> str:
+    """Keep a constant that is in none of the model's tables; returns its path."""
+    home = root.get_submodule(f"{HOME}.constants")
+    free = free_name(name, {**home._buffers, **home._modules})
+    if isinstance(value, torch.nn.Module):
+        home.add_module(free, value)
+    else:
+        home.register_buffer(free, value, persistent=False)
+    return f"{HOME}.constants.{free}"
+
+
 @dataclass(frozen=True, slots=True)
 class DeriveWeights(Pass):
     """Turn stationary expressions under analog layers into DerivedWeight modules."""

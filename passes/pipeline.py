@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from torch import fx
 
 from ..runtime.errors import InputError
+from .apply_lowerings import ApplyLowerings
 from .base import Pass, PassContext
 from .canonicalize import Canonicalize
 from .derive_weights import DeriveWeights
@@ -26,6 +27,7 @@ from .verify import Verify, verify
 
 DEFAULT_PASSES: tuple[Pass, ...] = (
     InlineRegions(),
+    ApplyLowerings(),
     LowerProducts(),
     LowerBilinear(),
     LowerRecurrent(),
