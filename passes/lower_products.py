@@ -1,7 +1,7 @@
 """Turn batched products and einsums with a stored operand into linears.
 
-``einsum``, ``bmm``, ``baddbmm``, ``matmul`` of more than two dims, ``tensordot`` and ``inner`` are
-all sums over labelled dims, ``bik,bkj->bij``, so one rule does for them. Of a live and a stored
+``einsum``, ``bmm``, ``baddbmm``, ``matmul`` of more than two dims, ``tensordot``, ``inner``, chains of
+matrices, and a sum of an elementwise product, are all sums over labelled dims, ``bik,bkj->bij``, so one rule does for them. Of a live and a stored
 operand, a label is
 
 - summed over: in both and nowhere else. These are the rows of the matrix, K;
@@ -28,9 +28,9 @@ from torch import fx
 from .base import Pass, PassContext, PassResult, finish
 from .canonicalize import LINEAR, stored_on_the_right
 from .emit import Emitter
-from .products import READERS, Labels, Operand, Product
-from .select_analog import aten, keep_digital, unfit
-from .stationary import live_nodes, stationary_nodes
+from .products import READERS, Labels, Operand, Product, read
+from .select_analog import aten, keep_digital, kept_for
+from .stationary import leaves, live_nodes, stationary_nodes
 
 _NO_SUM = "no sum over a dim of its stored operand: nothing to multiply"
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -49,23 +49,23 @@ class LowerProducts(Pass):
         fixed, live = stationary_nodes(module.graph), live_nodes(module.graph)
         modified = False
         for node in list(module.graph.nodes):
-            if node.op != "call_function" or node not in live or node.target not in READERS:
+            if node.op != "call_function" or node not in live:
                 continue
-            if any(arg in fixed for arg in node.all_input_nodes):
-                modified |= _lower(node, fixed, self.experts)
+            product = read(node)
+            if product is not None and any(o.node in fixed for o in product.operands):
+                modified |= _lower(node, product, fixed, self.experts)
         return finish(module, modified)
 
 
-def _lower(node: fx.Node, fixed: set[fx.Node], experts: int) -> bool:
-    product = READERS[node.target](node)
+def _lower(node: fx.Node, product: Product, fixed: set[fx.Node], experts: int) -> bool:
     stored = [o for o in product.operands if o.node in fixed]
     if len(stored) == len(product.operands):
         return False
+    if node.target not in READERS and not any(leaves(o.node) for o in stored):
+        return False  # a sum with constant factors
     if node.target is aten.matmul.default and all(len(o.labels) < 3 for o in stored):
         return False
-    reason = next(filter(None, (unfit(o.node) for o in stored)), None)
-    if reason is not None:
-        keep_digital(node, reason, "rule")
+    if kept_for(node, *(o.node for o in stored)):
         return False
     groups = _with_scales(product.operands, fixed)
     if _next_pair([group[0] for group in groups], product.result, fixed) is None:
@@ -88,13 +88,13 @@ def _lower(node: fx.Node, fixed: set[fx.Node], experts: int) -> bool:
 
 
 def _epilogue(emit: Emitter, y: fx.Node, product: Product) -> fx.Node:
-    if product.bias is None:
-        return y
     if product.alpha != 1:
         y = emit.call(aten.mul.Scalar, y, product.alpha)
-    if product.beta == 0:
-        return y
+    for dim in product.keep:
+        y = emit.call(aten.unsqueeze.default, y, dim)
     bias = product.bias
+    if bias is None or product.beta == 0:
+        return y
     if product.beta != 1:
         bias = emit.call(aten.mul.Scalar, bias, product.beta)
     return emit.call(aten.add.Tensor, y, bias)

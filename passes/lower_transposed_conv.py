@@ -27,7 +27,7 @@ from torch import fx
 from .base import Pass, PassContext, PassResult, finish
 from .canonicalize import CONV_OF_DIMS, as_list
 from .emit import Emitter
-from .select_analog import keep_digital, unfit
+from .select_analog import kept_for
 from .stationary import live_nodes, stationary_nodes
 
 aten = torch.ops.aten
@@ -86,9 +86,7 @@ class Axis:
 
 def _lower(node: fx.Node) -> bool:
     x, weight, bias, groups, axes = _arguments(node)
-    reason = unfit(weight)
-    if reason is not None:
-        keep_digital(node, reason, "rule")
+    if kept_for(node, weight):
         return False
     emit = Emitter(node, LowerTransposedConv.name)
     dims = len(axes)

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from .canonicalize import CONVS, LINEAR
-from .products import READERS
+from .products import Product, read
 
 aten = torch.ops.aten
 
@@ -19,6 +19,13 @@ RECURRENT = {
     aten.rnn_tanh_cell.default: "tanh", aten.rnn_relu_cell.default: "relu",
 }  # fmt: skip
 """Recurrent layers and cells, with the kind of their steps."""
+
+
+_MATRIX_LAST = {
+    aten.cdist.default, aten._cdist_forward.default, aten._int_mm.default, aten._sparse_mm.default,
+    aten._grouped_mm.default, aten.pairwise_distance.default, aten.cosine_similarity.default,
+}  # fmt: skip
+"""Operators whose every result is a sum over the last dim of their first operand."""
 
 
 def _hint(size: Any) -> int:
@@ -51,21 +58,23 @@ def count_macs(node: fx.Node) -> int:
         return results * shapes[-2][-1]
     if node.target is aten.bilinear.default:
         return results * shapes[2][1] * shapes[2][2]
-    if node.target in READERS:
-        return results * _summed(node)
+    product = read(node)
+    if product is not None:
+        return _labelled(product)
+    if node.target in _MATRIX_LAST:
+        return results * shapes[0][-1]
     if node.target in (aten.mm.default, aten.mv.default, aten.dot.default):
         return results * shapes[0][-1]
     return 0
 
 
-def _summed(node: fx.Node) -> int:
-    """Product of the sizes that a labelled product sums over."""
-    product = READERS[node.target](node)
+def _labelled(product: Product) -> int:
+    """Places of all labels: of a chain of several products, as of one."""
     sizes: dict[int, int] = {}
     for operand in product.operands:
         for label, size in zip(operand.labels, _shape(operand.node), strict=True):
             sizes[label] = max(size, sizes.get(label, 0))  # a dim of 1 is broadcast
-    return math.prod(size for label, size in sizes.items() if label not in product.result)
+    return math.prod(sizes.values())
 
 
 def _recurrent(node: fx.Node, x: list[int]) -> int:

@@ -19,6 +19,7 @@ from torch import fx
 from ..runtime.mapping import Digital
 from .base import META, Pass, PassContext, PassResult, module_path
 from .canonicalize import CONVS, LINEAR
+from .digital import PICKED, SPARSE, is_sparse, picked, unreal, why_unsupported
 from .inline_regions import subgraph
 from .macs import RECURRENT, count_macs
 from .stationary import expression_key, leaves, live_nodes, stationary_nodes
@@ -74,7 +75,7 @@ class SelectAnalog(Pass):
         fixed, live = stationary_nodes(module.graph), live_nodes(module.graph)
         names = _Names(ctx)
         for node in module.graph.nodes:
-            if node.op == "call_function" and node not in fixed:
+            if node.op == "call_function":
                 record = _record(node, fixed, live, names, ctx) or _hidden(node, live, ctx)
                 if record is not None:
                     node.meta[META] = record
@@ -96,13 +97,20 @@ def _record(
         return None
     is_layer = node.target is LINEAR or node.target in CONVS
     macs = count_macs(node)
+    if node in fixed:
+        return Digital("rule", "of parameters alone: no activation", macs, path)
     if not is_layer and node.target not in PRODUCTS:
+        reason = why_unsupported(node, fixed, live)
+        if reason is not None:
+            return Digital("unsupported", reason, macs, path)
         return Digital("rule", "no multiply with a weight", 0, path)
     if node not in live:
         return Digital("rule", "computes a weight, no activation", 0, path)
     operands = [arg for arg in node.all_input_nodes if arg in fixed]
     if not is_layer:
         if not operands:
+            if any(picked(arg, fixed) for arg in node.all_input_nodes):
+                return Digital("unsupported", PICKED, macs, path)
             return Digital("rule", "activation x activation: nothing to store", macs, path)
         what = str(node.target).removesuffix(".default")
         return Digital("unsupported", f"{what} has no analog form yet", macs, path)
@@ -110,12 +118,14 @@ def _record(
     assert isinstance(weight, fx.Node), "a layer has a tensor weight"
     if weight not in fixed:
         what = "its weight changes within a forward"
+        if picked(weight, fixed):
+            return Digital("unsupported", PICKED, macs, path)
         if weight in live:
             what = "activation x activation: nothing to store"
         return Digital("rule", what, macs, path)
-    reason = unfit(weight)
-    if reason is not None:
-        return Digital("rule", reason, macs, path)
+    bad = unfit(weight)
+    if bad is not None:
+        return Digital(*bad, macs, path)
     info = _info(node, weight, names, path, macs)
     if ctx.select is not None and not ctx.select(info):
         return Digital("choice", "kept digital by select=", macs, path)
@@ -127,12 +137,22 @@ def keep_digital(node: fx.Node, reason: str, rule: str = "unsupported") -> None:
     node.meta[META] = Digital(rule, reason, count_macs(node), module_path(node))
 
 
-def unfit(weight: fx.Node) -> str | None:
-    """Why tiles cannot hold a weight, if they cannot."""
-    value = weight.meta["val"]
-    if not value.dtype.is_floating_point:
-        return f"its weight is {str(value.dtype).removeprefix('torch.')}: tiles hold real numbers"
-    return "its weight is empty" if value.numel() == 0 else None
+def unfit(weight: fx.Node) -> tuple[str, str] | None:
+    """Rule and reason of a weight that tiles cannot hold; None: they can."""
+    if is_sparse(weight):
+        return "unsupported", SPARSE
+    reason = unreal(weight)
+    if reason is not None:
+        return "unsupported", reason
+    return ("rule", "its weight is empty") if weight.meta["val"].numel() == 0 else None
+
+
+def kept_for(node: fx.Node, *weights: fx.Node) -> bool:
+    """Keep ``node`` digital if tiles cannot hold one of ``weights``; True if so."""
+    bad = next(filter(None, map(unfit, weights)), None)
+    if bad is not None:
+        keep_digital(node, bad[1], bad[0])
+    return bad is not None
 
 
 def _hidden(node: fx.Node, live: set[fx.Node], ctx: PassContext) -> Digital | None:
@@ -147,7 +167,7 @@ def _hidden(node: fx.Node, live: set[fx.Node], ctx: PassContext) -> Digital | No
         if inner.target is LINEAR or inner.target in CONVS or inner.target in PRODUCTS
     ]
     if not inside:
-        return None
+        return Digital("rule", "a region without a multiply by a weight", 0, module_path(node))
     if node not in live:
         return Digital("rule", "computes a weight, no activation", 0, module_path(node))
     reason = f"{len(inside)} products inside a {node.target.__name__} region"

@@ -18,6 +18,15 @@ _TRANSPOSES = {
     aten.mT.default,
 }  # fmt: skip
 
+STORED_VIEWS = {
+    *_TRANSPOSES, aten.view.default, aten.reshape.default, aten.unsqueeze.default,
+    aten.squeeze.dim, aten.squeeze.default, aten.squeeze.dims, aten.flatten.using_ints,
+    aten.unflatten.int, aten.expand.default, aten.contiguous.default, aten.clone.default,
+    aten.to.dtype, aten.select.int, aten.slice.Tensor, operator.getitem, aten.detach.default,
+    aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default, aten.movedim.int,
+}  # fmt: skip
+"""Operators that show their first operand in another form."""
+
 
 def stationary_nodes(graph: fx.Graph) -> set[fx.Node]:
     """Nodes whose value changes only when a parameter or buffer is written from outside.
