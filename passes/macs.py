@@ -69,12 +69,19 @@ def count_macs(node: fx.Node) -> int:
 
 
 def _labelled(product: Product) -> int:
-    """Places of all labels: of a chain of several products, as of one."""
+    """Work of multiplying the operands one after the other, from the first on."""
     sizes: dict[int, int] = {}
     for operand in product.operands:
         for label, size in zip(operand.labels, _shape(operand.node), strict=True):
             sizes[label] = max(size, sizes.get(label, 0))  # a dim of 1 is broadcast
-    return math.prod(sizes.values())
+    total, (first, *others) = 0, product.operands
+    labels = set(first.labels)
+    for i, operand in enumerate(others, start=1):
+        labels |= set(operand.labels)
+        total += math.prod(sizes[label] for label in labels)
+        later = {label for o in others[i:] for label in o.labels}
+        labels &= later | set(product.result)
+    return total
 
 
 def _recurrent(node: fx.Node, x: list[int]) -> int:

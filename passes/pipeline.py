@@ -16,7 +16,10 @@ from .canonicalize import Canonicalize
 from .derive_weights import DeriveWeights
 from .fold_batch_norm import FoldBatchNorm
 from .inline_regions import InlineRegions
+from .lower_attention import LowerAttention
 from .lower_bilinear import LowerBilinear
+from .lower_complex import LowerComplex
+from .lower_grouped_mm import LowerGroupedMm
 from .lower_products import LowerProducts
 from .lower_recurrent import LowerRecurrent
 from .lower_transposed_conv import LowerTransposedConv
@@ -28,11 +31,14 @@ from .verify import Verify, verify
 DEFAULT_PASSES: tuple[Pass, ...] = (
     InlineRegions(),
     ApplyLowerings(),
+    LowerAttention(),
+    LowerGroupedMm(),
     LowerProducts(),
     LowerBilinear(),
     LowerRecurrent(),
     LowerTransposedConv(),
     Canonicalize(),
+    LowerComplex(),
     FoldBatchNorm(),
     SelectAnalog(),
     DeriveWeights(),

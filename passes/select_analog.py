@@ -124,6 +124,9 @@ def _record(
             what = "activation x activation: nothing to store"
         return Digital("rule", what, macs, path)
     bad = unfit(weight)
+    complex_numbers = unreal(weight)
+    if bad is None and complex_numbers is not None:
+        bad = "unsupported", complex_numbers
     if bad is not None:
         return Digital(*bad, macs, path)
     info = _info(node, weight, names, path, macs)
@@ -142,7 +145,7 @@ def unfit(weight: fx.Node) -> tuple[str, str] | None:
     if is_sparse(weight):
         return "unsupported", SPARSE
     reason = unreal(weight)
-    if reason is not None:
+    if reason is not None and not weight.meta["val"].is_complex():
         return "unsupported", reason
     return ("rule", "its weight is empty") if weight.meta["val"].numel() == 0 else None
 
