@@ -112,8 +112,8 @@ def unreal(weight: fx.Node) -> str | None:
     kind = str(dtype).removeprefix("torch.")
     if dtype.is_complex:
         return (
-            f"its weight is {kind}: tiles hold real numbers, and there is no lower-complex in "
-            "passes= that makes it real; multiply by its real and its imaginary part"
+            f"its weight is {kind}: tiles hold real numbers; multiply by its real and its "
+            "imaginary part"
         )
     return (
         f"its weight is {kind}: tiles hold real numbers; multiply by the dequantised weight, "

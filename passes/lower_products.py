@@ -65,7 +65,7 @@ def _lower(node: fx.Node, product: Product, fixed: set[fx.Node], experts: int) -
         return False  # a sum with constant factors
     if node.target is aten.matmul.default and all(len(o.labels) < 3 for o in stored):
         return False
-    if kept_for(node, *(o.node for o in stored)):
+    if kept_for(node, *(o.node for o in stored), real=False):
         return False
     groups = _with_scales(product.operands, fixed)
     if _next_pair([group[0] for group in groups], product.result, fixed) is None:

@@ -124,9 +124,6 @@ def _record(
             what = "activation x activation: nothing to store"
         return Digital("rule", what, macs, path)
     bad = unfit(weight)
-    complex_numbers = unreal(weight)
-    if bad is None and complex_numbers is not None:
-        bad = "unsupported", complex_numbers
     if bad is not None:
         return Digital(*bad, macs, path)
     info = _info(node, weight, names, path, macs)
@@ -140,19 +137,22 @@ def keep_digital(node: fx.Node, reason: str, rule: str = "unsupported") -> None:
     node.meta[META] = Digital(rule, reason, count_macs(node), module_path(node))
 
 
-def unfit(weight: fx.Node) -> tuple[str, str] | None:
-    """Rule and reason of a weight that tiles cannot hold; None: they can."""
+def unfit(weight: fx.Node, real: bool = True) -> tuple[str, str] | None:
+    """Rule and reason of a weight that tiles cannot hold; None: they can.
+
+    ``real``: False where complex numbers are left to lower-complex.
+    """
     if is_sparse(weight):
         return "unsupported", SPARSE
     reason = unreal(weight)
-    if reason is not None and not weight.meta["val"].is_complex():
+    if reason is not None and (real or not weight.meta["val"].is_complex()):
         return "unsupported", reason
     return ("rule", "its weight is empty") if weight.meta["val"].numel() == 0 else None
 
 
-def kept_for(node: fx.Node, *weights: fx.Node) -> bool:
+def kept_for(node: fx.Node, *weights: fx.Node, real: bool = True) -> bool:
     """Keep ``node`` digital if tiles cannot hold one of ``weights``; True if so."""
-    bad = next(filter(None, map(unfit, weights)), None)
+    bad = next(filter(None, (unfit(weight, real) for weight in weights)), None)
     if bad is not None:
         keep_digital(node, bad[1], bad[0])
     return bad is not None

@@ -230,9 +230,10 @@ def test_nothing_to_lower(function: Any, weights: dict[str, Any], lower: Lower, 
             "no sum over a dim of its stored operand: nothing to multiply",
         ),
         (
-            lambda m, x: torch.einsum("bi,ij->bj", x.cfloat(), m.W),
-            torch.randn(4, 5, dtype=torch.complex64), "rule",
-            "its weight is complex64: tiles hold real numbers",
+            lambda m, x: torch.einsum("bi,ij->bj", x.long(), m.W),
+            torch.ones(4, 5, dtype=torch.int64), "unsupported",
+            "its weight is int64: tiles hold real numbers; multiply by the dequantised weight, "
+            "weight.float() * scale",
         ),
         (
             lambda m, x: torch.einsum("bi,ij->bj", x, m.W), torch.empty(4, 0), "rule",
@@ -245,7 +246,7 @@ def test_nothing_to_lower(function: Any, weights: dict[str, Any], lower: Lower, 
             "passes= makes a linear of each",
         ),
     ],
-    ids=["scale", "complex", "empty", "too-many"],
+    ids=["scale", "integer", "empty", "too-many"],
 )  # fmt: skip
 def test_what_stays_digital_says_why(
     function: Any, weight: Tensor, rule: str, reason: str, lower: Lower, make: Make

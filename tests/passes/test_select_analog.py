@@ -314,7 +314,7 @@ def test_weights_that_are_no_real_numbers_stay_digital(
     lowered.run(BEFORE, "select-analog")
 
     record = lowered.record("aten.linear")
-    assert (record.rule, record.reason) == ("rule", reason)
+    assert record.rule == "unsupported" and record.reason.startswith(reason)
     assert torch.equal(lowered(torch.ones(3, 4, dtype=dtype)), torch.full((3, 5), 4, dtype=dtype))
 
 
