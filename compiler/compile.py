@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 from torch.export import ExportedProgram
+from torch.nn.parameter import is_lazy
 
 from ..passes import pipeline
 from ..passes.base import META, Pass, PassContext
@@ -89,7 +91,7 @@ def compile(
     own = Lowerings.of(lowerings)
     source = Source(model, example_inputs, kwargs or {}, dynamic_shapes, capture, own)
     check_source(source)
-    _check_digital(model)
+    _check_modules(model)
     target = targets.get(target) if isinstance(target, str) else target
     if not isinstance(target, Target):
         raise InputError(f"target must be a name or a Target, got {type(target).__name__}")
@@ -131,13 +133,28 @@ def _again(data: Iterable[Any]) -> Iterator[Any]:
         ) from None
 
 
-def _check_digital(model: nn.Module | ExportedProgram) -> None:
+def _check_modules(model: nn.Module | ExportedProgram) -> None:
     for path, part in model.named_modules() if isinstance(model, nn.Module) else ():
+        what = f"submodule {path!r}" if path else "the model"
+        where = f"module {path}" if path else None
         if isinstance(part, CompiledModel):
+            what = f"{what} is a compiled model" if path else "the model is compiled"
+            raise UnsupportedError(what, fix="compile the model that it was made from")
+        if re.match(r"torch\.ao\.nn\.(intrinsic\.)?quantized\b", type(part).__module__):
             raise UnsupportedError(
-                f"submodule {path!r} is a compiled model" if path else "the model is compiled",
-                fix="compile the model that it was made from",
+                f"{what} is a {type(part).__name__} of torch.ao.nn.quantized, whose packed integer "
+                "weights no graph can hold",
+                where=where,
+                fix="compile the float model that it was made from: tiles quantise by their own "
+                "converters",
             )
+        for name, value in part._parameters.items():
+            if is_lazy(value):
+                raise InputError(
+                    f"parameter {name!r} of {what} has no shape yet: the module is lazy",
+                    where=where,
+                    fix="run model(*example_inputs) once before compile",
+                )
 
 
 class _Selection:

@@ -89,7 +89,7 @@ class Lowerings:
         """Raise if the model never met a key."""
         missing = {name: None for name in self.asked.values()}
         for key in self.met:
-            missing.pop(self.asked[key], None)
+            missing.pop(self.asked.get(key, ""), None)
         if missing:
             raise InputError(
                 f"lowerings=: the model never calls {', '.join(missing)}",
@@ -235,8 +235,8 @@ def _is_autograd(key: Any) -> bool:
 
 def _namespaces(model: nn.Module) -> list[dict[str, Any]]:
     """Where a model's code may look a function up: modules, and the globals of its forwards."""
-    tables = {id(m.__dict__): m.__dict__ for m in list(sys.modules.values())
-              if isinstance(m, types.ModuleType) and m.__name__.partition(".")[0] != "torch"}  # fmt: skip
+    loaded = [m for m in list(sys.modules.values()) if isinstance(m, types.ModuleType)]
+    tables = {id(m.__dict__): m.__dict__ for m in loaded if not m.__name__.startswith("torch.")}
     for module in model.modules():
         for function in (type(module).forward, module.__dict__.get("forward")):
             table = getattr(_undecorated(function), "__globals__", None)

@@ -1,5 +1,7 @@
 """Replace operators by what a user's own functions make of them: ``compile(..., lowerings=...)``.
 
+torch's fused encoder operators are replaced in the same way.
+
 A function has the operator's signature. It is traced with the node's fake tensors, and the ATen
 nodes that it makes take the node's place, its name, module and source line. Tensors that it holds
 itself stay live: a parameter of the model by its name in the model, anything else as a constant.
@@ -24,6 +26,7 @@ from ..runtime.errors import InputError
 from .base import Pass, PassContext, PassResult, finish, inherit, module_path, source_line
 from .derive_weights import add_constant
 from .emit import fake_mode, take_place, value_of
+from .fused_attention import FUSED
 
 Operator = torch._ops.OpOverload
 Lowering = Callable[..., Any]
@@ -37,9 +40,8 @@ class ApplyLowerings(Pass):
 
     def __call__(self, module: fx.GraphModule, ctx: PassContext) -> PassResult:
         """Transform ``module`` in place."""
-        found = (
-            [n for n in module.graph.nodes if n.target in ctx.lowerings] if ctx.lowerings else ()
-        )
+        lowerings = {**FUSED, **ctx.lowerings}
+        found = [node for node in module.graph.nodes if node.target in lowerings]
         # A tied tensor goes by its first name, as in named_parameters().
         names: dict[int, str] = {}
         for name, value in (
@@ -48,7 +50,7 @@ class ApplyLowerings(Pass):
             names.setdefault(id(value), name)
         for node in found:
             ctx.lowered.add(node.target)
-            _lower(node, ctx.lowerings[node.target], names, ctx)
+            _lower(node, lowerings[node.target], names, ctx)
         return finish(module, bool(found))
 
 
@@ -155,8 +157,8 @@ def differs(found: Any, wanted: Any) -> str | None:
 
     Both are tensors or structures of them.
     """
-    (a, spec_a), (b, spec_b) = pytree.tree_flatten(found), pytree.tree_flatten(wanted)
-    if len(a) != len(b) or (spec_a != spec_b and isinstance(found, Tensor) != isinstance(wanted, Tensor)):  # fmt: skip
+    a, b = pytree.tree_leaves(found), pytree.tree_leaves(wanted)
+    if len(a) != len(b) or isinstance(found, Tensor) != isinstance(wanted, Tensor):
         return f"{_counted(found)} in place of {_counted(wanted)}"
     for x, y in zip(a, b, strict=True):
         if isinstance(y, Tensor) and (

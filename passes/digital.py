@@ -52,10 +52,6 @@ _WHY = {
     "linalg_solve": _SOLVE, "_linalg_solve_ex": _SOLVE, "linalg_solve_triangular": _SOLVE,
     "triangular_solve": _SOLVE, "cholesky_solve": _SOLVE, "lu_solve": _SOLVE,
     "linalg_lu_solve": _SOLVE, "linalg_lstsq": _SOLVE,
-    "_transformer_encoder_layer_fwd": "the fused encoder layer hides its linears: export with "
-    "torch.backends.mha.set_fastpath_enabled(False)",
-    "_native_multi_head_attention": "fused attention hides its linears: export with "
-    "torch.backends.mha.set_fastpath_enabled(False)",
 }  # fmt: skip
 
 

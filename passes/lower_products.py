@@ -1,8 +1,8 @@
 """Turn batched products and einsums with a stored operand into linears.
 
-``einsum``, ``bmm``, ``baddbmm``, ``matmul`` of more than two dims, ``tensordot``, ``inner``, chains of
-matrices, and a sum of an elementwise product, are all sums over labelled dims, ``bik,bkj->bij``, so one rule does for them. Of a live and a stored
-operand, a label is
+``einsum``, ``bmm``, ``baddbmm``, ``matmul`` of more than two dims, ``tensordot``, ``inner``, chains
+of matrices and sums of elementwise products are all sums over labelled dims, ``bik,bkj->bij``, so
+one rule does for them. Of a live and a stored operand, a label is
 
 - summed over: in both and nowhere else. These are the rows of the matrix, K;
 - of the stored operand alone: its columns, N;

@@ -19,7 +19,7 @@ from .inline_regions import InlineRegions
 from .lower_attention import LowerAttention
 from .lower_bilinear import LowerBilinear
 from .lower_complex import LowerComplex
-from .lower_grouped_mm import LowerGroupedMm
+from .lower_experts import LowerExperts
 from .lower_products import LowerProducts
 from .lower_recurrent import LowerRecurrent
 from .lower_transposed_conv import LowerTransposedConv
@@ -32,7 +32,7 @@ DEFAULT_PASSES: tuple[Pass, ...] = (
     InlineRegions(),
     ApplyLowerings(),
     LowerAttention(),
-    LowerGroupedMm(),
+    LowerExperts(),
     LowerProducts(),
     LowerBilinear(),
     LowerRecurrent(),

@@ -121,6 +121,21 @@ def without_transpose(node: fx.Node) -> fx.Node | None:
     return base if turned else None
 
 
+def without_matrix_transpose(node: fx.Node) -> fx.Node | None:
+    """The node of which ``node`` is a stack of transposed matrices, [E, N, K] of [E, K, N]."""
+    if node.op != "call_function" or node.meta["val"].dim() != 3:
+        return None
+    dims = [arg for arg in node.args[1:] if isinstance(arg, int)]
+    if node.target is aten.transpose.int:
+        turned = sorted(d % 3 for d in dims) == [1, 2]
+    elif node.target is aten.permute.default:
+        turned = [d % 3 for d in _flat(node.args[1])] == [0, 2, 1]
+    else:
+        turned = node.target is aten.mT.default
+    base = node.args[0] if turned else None
+    return base if isinstance(base, fx.Node) else None
+
+
 def leaves(node: fx.Node) -> list[fx.Node]:
     """The get_attr nodes that a stationary node is computed from, in graph order of discovery."""
     found: dict[fx.Node, None] = {}
