@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ from .holder import hold, mode_of
 from .lowerings import Lowerings
 from .model import CompiledModel
 
+_LOG = logging.getLogger("analogc")
 Select = Callable[[LayerInfo], bool] | str | Iterable[str]
 
 
@@ -50,7 +52,8 @@ def compile(
 ) -> CompiledModel:
     """Compile ``model`` to analog tiles.
 
-    The compiled model holds the model's own Parameter objects and its mode, device and dtype.
+    The compiled model holds the model's own Parameter objects and its mode, device and dtype. A
+    summary is logged once, to logger ``analogc``.
 
     Args:
         model: nn.Module (also a GraphModule) or ExportedProgram.
@@ -119,9 +122,23 @@ def compile(
         # An iterator can be used once; the graph of the other mode will want it too.
         calibration_data = list(calibration_data)
     programs = {mode_of(root): program}
-    return CompiledModel(
+    compiled = CompiledModel(
         root, ctx, programs, steps, source, calibration_data, check, None, weight_access
     )
+    _log(model, compiled)
+    return compiled
+
+
+def _log(model: nn.Module | ExportedProgram, compiled: CompiledModel) -> None:
+    """One line to logger ``analogc``: INFO, or WARNING if an operator has no analog form."""
+    coverage = compiled.coverage
+    text = f"{type(model).__name__} for {compiled.target.name}: {coverage.summary()}"
+    rows = coverage.unsupported
+    if rows:
+        first = f"{rows[0].op} ({rows[0].place or rows[0].node}): {rows[0].reason}"
+        more = f"; and {len(rows) - 1} more" if len(rows) > 1 else ""
+        text += f"; {first}{more}; print(compiled.coverage) lists all"
+    _LOG.log(logging.WARNING if rows else logging.INFO, "%s", text)
 
 
 def _again(data: Iterable[Any]) -> Iterator[Any]:

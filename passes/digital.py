@@ -41,7 +41,8 @@ _NO_PRODUCT = {
 
 _LOOKUP = "sums rows that it looks up by an index: one_hot(index) @ weight would be a product"
 _DISTANCE = (
-    "a distance to stored points is no product: |x|^2 - 2 x w^T + |w|^2 has one, which goes analog"
+    "a distance to stored points is no product: written as |x|^2 - 2 x w^T + |w|^2 it has one, "
+    "which goes analog"
 )
 _SOLVE = "solves equations with a stored matrix: multiply by its inverse, which can be stored"
 _WHY = {
