@@ -63,13 +63,14 @@ def build(
     captured = capture(source, root)
     middle = perf_counter()
     steps: list[Step] = []
-    text = format_graph(captured.module.graph)
+    text, notes = format_graph(captured.module.graph), _notes(captured.module.graph)
 
     def record(step: Pass, module: fx.GraphModule, modified: bool) -> None:
-        nonlocal text
-        after = format_graph(module.graph)
-        steps.append(Step(step.name, modified, text, after))
-        text = after
+        nonlocal text, notes
+        before, found = text, _notes(module.graph)
+        if modified or found != notes:
+            text, notes = format_graph(module.graph), found
+        steps.append(Step(step.name, modified, before, text))
 
     module = pipeline.run(passes, captured.module, ctx, record, check)
     if ctx.strict:
@@ -83,6 +84,11 @@ def build(
         middle - start,
         perf_counter() - middle,
     )
+
+
+def _notes(graph: fx.Graph) -> list[int]:
+    """Which records the nodes carry: a pass that only annotates changes the printed form, too."""
+    return [id(node.meta.get(META)) for node in graph.nodes]
 
 
 def _refuse_unsupported(graph: fx.Graph) -> None:

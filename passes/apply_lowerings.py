@@ -175,6 +175,8 @@ def _counted(value: Any) -> str:
     leaves = pytree.tree_leaves(value)
     if isinstance(value, Tensor):
         return "a tensor"
+    if value is None:
+        return "None"
     return f"{type(value).__name__} of {len(leaves)}" if leaves else repr(value)
 
 
