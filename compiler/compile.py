@@ -97,9 +97,14 @@ def compile(
     _check_modules(model)
     target = targets.get(target) if isinstance(target, str) else target
     if not isinstance(target, Target):
-        raise InputError(f"target must be a name or a Target, got {type(target).__name__}")
+        raise InputError(
+            f"target must be a name or a Target, got {type(target).__name__}",
+            fix=f"one of {', '.join(targets.names())}, or analogc.Target(...)",
+        )
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
-        raise InputError(f"seed must be an int or None, got {seed!r}")
+        raise InputError(
+            f"seed must be an int or None, got {seed!r}", fix="seed=0, or leave it out"
+        )
     steps = pipeline.resolve(passes)
     chosen = _Selection(select)
     weight_access = checked_access(weight_access)
@@ -146,7 +151,8 @@ def _again(data: Iterable[Any]) -> Iterator[Any]:
         return iter(data)
     except TypeError:
         raise InputError(
-            f"calibration_data must be an iterable of inputs, got {type(data).__name__}"
+            f"calibration_data must be an iterable of inputs, got {type(data).__name__}",
+            fix="calibration_data=[x1, x2]: tensors, tuples of inputs, or dicts of keyword inputs",
         ) from None
 
 
@@ -174,6 +180,9 @@ def _check_modules(model: nn.Module | ExportedProgram) -> None:
                 )
 
 
+_SELECT = "select='head', select=['blocks.*'], or select=lambda info: info.op != 'conv2d'"
+
+
 class _Selection:
     """A user's choice as a predicate that remembers which of its patterns ever matched."""
 
@@ -183,11 +192,13 @@ class _Selection:
         if self.predicate is not None or names is None:
             names = []
         if not isinstance(names, Iterable):
-            raise InputError(f"select= takes a predicate or names, got {select!r}")
+            raise InputError(f"select= takes a predicate or names, got {select!r}", fix=_SELECT)
         self.patterns = list(names)
         for pattern in self.patterns:
             if not isinstance(pattern, str):
-                raise InputError(f"select= takes a predicate or names, got {pattern!r}")
+                raise InputError(
+                    f"select= takes a predicate or names, got {pattern!r}", fix=_SELECT
+                )
         self.unused = set(self.patterns)
         self.seen: list[str] = []
 

@@ -151,7 +151,7 @@ class CoverageReport:
         products = {row for row in self.rows if row.macs or row.kind != "rule"}
         listed = steps_as_one(row for row in self.rows if row in products)
         long = max([24, *(len(row.node) for row in listed)])
-        wide = max((len(_WHERE[row.kind]) for row in listed), default=0)
+        wide = max([7, *(len(_WHERE[row.kind]) for row in listed)])
         for row in listed:
             why = row.module or row.reason
             if row.kind != "analog":

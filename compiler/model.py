@@ -367,7 +367,9 @@ class CompiledModel(Inspected):
         elif data is None:
             if only_missing:
                 return 0
-            raise InputError("calibrate() needs data: this model has no example inputs")
+            raise InputError(
+                "calibrate() needs data: this model has no example inputs", fix="calibrate([x])"
+            )
         else:
             data = Mapped(data, as_call)
         batches = Mapped(data, lambda call: signature.flatten(*call))

@@ -121,7 +121,9 @@ class Signature:
         try:
             bound = self.parameters.bind(*args, **kwargs)
         except TypeError as err:
-            raise InputError(f"wrong arguments: {err}") from None
+            raise InputError(
+                f"wrong arguments: {err}", fix=f"the model takes {self.parameters}"
+            ) from None
         given = dict(bound.arguments)
         order = list(self.parameters.parameters.values())
         if any(p.kind is p.VAR_POSITIONAL for p in order):

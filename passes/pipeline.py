@@ -107,7 +107,10 @@ def resolve(passes: Sequence[Pass] | str | None) -> tuple[Pass, ...]:
         return parse(passes)
     for step in passes:
         if not isinstance(step, Pass):
-            raise InputError(f"passes= must hold Pass objects or be a text, got {step!r}")
+            raise InputError(
+                f"passes= must hold Pass objects or be a text, got {step!r}",
+                fix="see analogc.DEFAULT_PASSES, and str() of each",
+            )
     return tuple(passes)
 
 

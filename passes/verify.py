@@ -56,7 +56,11 @@ def verify(graph: fx.Graph, ctx: PassContext) -> None:
 
 
 def _broken(node: fx.Node, what: str) -> VerifyError:
-    return VerifyError(f"node %{node.name} ({node.target}) {what}", where=source_line(node))
+    return VerifyError(
+        f"node %{node.name} ({node.target}) {what}",
+        where=source_line(node),
+        fix="a pass left the graph so: compile(..., check=True) tells which, unless it did already",
+    )
 
 
 def _check_target(node: fx.Node, ctx: PassContext) -> None:
