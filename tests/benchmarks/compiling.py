@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from costs import peak
@@ -79,23 +79,24 @@ def _growth(repeats: int, depths: Sequence[int]) -> Table:
     table = Table(
         "Compile: growth with depth",
         ("model", *(f"{depth}" for depth in depths), "exponent", "of export"),
-        "Milliseconds of compile (generic-8bit) less export, for each layer; the exponent is that "
-        "of the time over the depth, by least squares from the second depth on.",
+        "Milliseconds of compile (generic-8bit) for each layer. Exponents of the time over the "
+        "depth, of compile and of torch.export alone, by least squares from the second depth on.",
     )
     _warm_up()
-    makes = {
+    makes: dict[str, Callable[[int], Workload]] = {
         "convolutions with batch norm": convs,
         "encoder layers": lambda n: Workload(f"{n} layers", encoder(n, 64, 4, 1, 16)),
         "linear layers": lambda n: Workload(f"{n} layers", mlp(*[64] * (n + 1), batch=4)),
     }
     for name, make in makes.items():
-        exports, rest = [], []
+        measure_compile(make(1), "generic-8bit")
+        exports, totals = [], []
         for depth in depths:
             runs = [measure_compile(make(depth), "generic-8bit") for _ in range(repeats)]
             exports.append(min(run[0] for run in runs))
-            rest.append(max(min(run[1] for run in runs) - exports[-1], 1e-6))
-        cells = (f"{1e3 * t / depth:.1f}" for t, depth in zip(rest, depths, strict=True))
-        fits = (f"{exponent(depths[1:], times[1:]):.2f}" for times in (rest, exports))
+            totals.append(min(run[1] for run in runs))
+        cells = (f"{1e3 * t / depth:.1f}" for t, depth in zip(totals, depths, strict=True))
+        fits = (f"{exponent(depths[1:], times[1:]):.2f}" for times in (totals, exports))
         table.add(name, *cells, *fits)
     return table
 

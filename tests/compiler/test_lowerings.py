@@ -137,7 +137,8 @@ def test_operator_with_several_results_is_lowered() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             y, total = both(x, self.weight)
-            return y + total.unsqueeze(-1)
+            out: Tensor = y + total.unsqueeze(-1)
+            return out
 
     def lowered(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         y = F.linear(x, weight)
@@ -194,7 +195,8 @@ def test_keyword_inputs_reach_the_lowering_of_a_module() -> None:
 
 def test_lowering_may_call_what_it_replaces() -> None:
     def twice(module: nn.Linear, x: Tensor) -> Tensor:
-        return module(2 * x) - module.forward(x)
+        out: Tensor = module(2 * x) - module.forward(x)
+        return out
 
     model = nn.Sequential(nn.Linear(6, 5, bias=False)).eval()
     exact(model, X, lowerings={nn.Linear: twice})
@@ -225,7 +227,7 @@ class Calls(nn.Module):
     [
         (outside, outside),
         (outside, lambda x, w: outside(x, w)),
-        (Function, lambda x, w: Function.apply(x, w)),
+        (Function, lambda x, w: Function.apply(x, w)),  # type: ignore[no-untyped-call]
     ],
     ids=["held", "global", "autograd"],
 )

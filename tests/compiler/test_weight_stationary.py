@@ -289,7 +289,8 @@ class Sparse(nn.Module):
         self.register_buffer("weight", (R(7, 6) * (torch.rand(7, 6) > 0.5)).to_sparse())
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.sparse.mm(self.weight, x.t()).t()
+        out: Tensor = torch.sparse.mm(self.weight, x.t()).t()
+        return out
 
 
 INT8 = torch.randint(-9, 9, (32, 16), dtype=torch.int8)
