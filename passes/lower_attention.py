@@ -19,6 +19,7 @@ import torch
 from torch import fx
 
 from .base import Pass, PassContext, PassResult, finish
+from .copies import Copies
 from .emit import Emitter
 from .stationary import live_nodes, stationary_nodes
 
@@ -38,9 +39,11 @@ class LowerAttention(Pass):
         if not nodes:
             return PassResult(module, False)
         fixed, live = stationary_nodes(module.graph), live_nodes(module.graph)
+        copies = Copies(module.graph, fixed)
         modified = False
         for node in nodes:
-            if node in live and any(arg in fixed for arg in node.args[:3]):
+            stored = [arg in fixed or arg in copies for arg in node.args[:3]]
+            if node in live and any(stored) and not all(stored):
                 _lower(node)
                 modified = True
         return finish(module, modified)

@@ -25,7 +25,7 @@ def stationary_nodes(graph: fx.Graph) -> set[fx.Node]:
     A buffer that the graph itself writes (running statistics in training mode) is not stationary,
     nor is anything computed from it, nor anything random.
     """
-    written = _written(graph)
+    written = written_nodes(graph)
     found: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op == "get_attr":
@@ -34,7 +34,7 @@ def stationary_nodes(graph: fx.Graph) -> set[fx.Node]:
         elif (
             node.op == "call_function"
             and node not in written
-            and _is_pure(node.target)
+            and is_pure(node.target)
             and all(arg in found for arg in node.all_input_nodes)
         ):
             found.add(node)
@@ -50,7 +50,8 @@ def live_nodes(graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
-def _is_pure(target: Any) -> bool:
+def is_pure(target: Any) -> bool:
+    """True for operators that write nothing and draw nothing random."""
     if target is operator.getitem:
         return True
     return (
@@ -60,7 +61,7 @@ def _is_pure(target: Any) -> bool:
     )
 
 
-def _written(graph: fx.Graph) -> set[fx.Node]:
+def written_nodes(graph: fx.Graph) -> set[fx.Node]:
     """Nodes whose memory some node of the graph may write."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
