@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -50,10 +50,8 @@ class LowerAttention(Pass):
 
 
 def _lower(node: fx.Node) -> None:
-    query, key, value, mask, dropout, causal = [
-        *node.args,
-        *[None, 0.0, False][len(node.args) - 3 :],
-    ]
+    defaults: list[Any] = [None, 0.0, False]
+    query, key, value, mask, dropout, causal = [*node.args, *defaults[len(node.args) - 3 :]]
     assert isinstance(query, fx.Node) and isinstance(key, fx.Node), "attention of tensors"
     assert isinstance(value, fx.Node), "attention of tensors"
     scale = node.kwargs.get("scale")

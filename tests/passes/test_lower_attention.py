@@ -29,9 +29,9 @@ class Attend(nn.Module):
         self.options = options
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        parts = [own if (own := getattr(self, n)) is not None else given
-                 for n, given in (("q", q), ("k", k), ("v", v))]  # fmt: skip
-        return F.scaled_dot_product_attention(*parts, attn_mask=self.mask, **self.options)
+        own = [getattr(self, name) for name in "qkv"]
+        q, k, v = (x if p is None else p for p, x in zip(own, (q, k, v), strict=True))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, **self.options)
 
 
 def given(batch: int = 3, heads: int = 2) -> tuple[Tensor, Tensor, Tensor]:
