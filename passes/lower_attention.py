@@ -50,8 +50,8 @@ class LowerAttention(Pass):
 
 
 def _lower(node: fx.Node) -> None:
-    defaults: list[Any] = [None, 0.0, False]
-    query, key, value, mask, dropout, causal = [*node.args, *defaults[len(node.args) - 3 :]]
+    given: list[Any] = [*node.args, *[None, 0.0, False][len(node.args) - 3 :]]
+    query, key, value, mask, dropout, causal = given
     assert isinstance(query, fx.Node) and isinstance(key, fx.Node), "attention of tensors"
     assert isinstance(value, fx.Node), "attention of tensors"
     scale = node.kwargs.get("scale")
