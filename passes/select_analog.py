@@ -34,6 +34,7 @@ PRODUCTS = {
     aten.convolution.default, *RECURRENT,
 }  # fmt: skip
 """Multiply-accumulate work besides linear and conv."""
+_ATTENTION = {aten.scaled_dot_product_attention.default}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +101,10 @@ def _record(
         return Digital("rule", "no multiply with a weight", 0, path)
     if node not in live:
         return Digital("rule", "computes a weight, no activation", 0, path)
-    operands = [arg for arg in node.all_input_nodes if arg in fixed]
     if not is_layer:
+        # What attention's other operands do (mask, scale) is no product.
+        factors = node.args[:3] if node.target in _ATTENTION else node.all_input_nodes
+        operands = [arg for arg in factors if arg in fixed]
         if not operands:
             return Digital("rule", "activation x activation: nothing to store", macs, path)
         what = str(node.target).removesuffix(".default")
