@@ -63,7 +63,7 @@ class Histogram:
             levels: steps on each side of zero.
             family: so many successive series are alike but for their scale, as the columns of one
                 row block are. By ``"mse"``, a series of few values gets a range that makes up for
-                what it has not seen: the shape of the family's distribution, on its own mean magnitude.
+                what it has not seen: the family's distribution, scaled to its own mean magnitude.
         """
         found = self._choose(how, levels)
         if how.method != "mse" or family == 1:
