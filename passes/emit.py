@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -66,9 +67,12 @@ def take_place(new: fx.Node, old: fx.Node) -> None:
     new.name = name
 
 
-def evaluate(mode: FakeTensorMode, target: Callable[..., Any], args: Any) -> Any:
-    """Result of ``target`` on the fake values of ``args``."""
+def evaluate(
+    mode: FakeTensorMode, target: Callable[..., Any], args: Any, kwargs: Any = MappingProxyType({})
+) -> Any:
+    """Result of ``target`` on the fake values of its arguments."""
     # Some operators take sizes that are symbols by their Python implementation only.
     symbols = enable_python_dispatcher() if mode.shape_env is not None else nullcontext()
     with symbols, mode, torch.no_grad():
-        return target(*fx.node.map_arg(args, value_of))
+        values = fx.node.map_arg((args, dict(kwargs)), value_of)
+        return target(*values[0], **values[1])

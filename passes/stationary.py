@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from .emit import evaluate, fake_mode
+
 aten = torch.ops.aten
 _NORMS_WITH_STATISTICS = {
     aten.batch_norm.default: (3, 4, 5),
@@ -71,8 +73,38 @@ def _written(graph: fx.Graph) -> set[fx.Node]:
                 if at in found:
                     continue
                 found.add(at)
-                stack.extend(at.all_input_nodes)
+                stack.extend(_may_share_memory(at))
     return found
+
+
+def _may_share_memory(node: fx.Node) -> list[fx.Node]:
+    """Arguments whose memory the result of ``node`` may be, or be a view of."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return list(node.all_input_nodes)
+    schema = node.target._schema
+    if any(value.alias_info is not None for value in schema.returns):
+        given = zip(schema.arguments, node.args, strict=False)
+        named = [(a, node.kwargs[a.name]) for a in schema.arguments if a.name in node.kwargs]
+        shared = [value for arg, value in (*given, *named) if arg.alias_info is not None]
+        return [item for value in shared for item in _flat(value) if isinstance(item, fx.Node)]
+    composite = torch._C.DispatchKey.CompositeImplicitAutograd
+    if not node.target.has_kernel_for_dispatch_key(composite):
+        return []
+    if node.target is aten.dropout.default:
+        # It is its input in eval mode; the Python version that fake tensors run makes a copy.
+        return node.all_input_nodes[:1]
+    # Its schema promises nothing: type_as may return its input, broadcast_tensors views.
+    result = evaluate(fake_mode(node.graph), node.target, node.args, node.kwargs)
+    storages = _storages(result)
+    return [arg for arg in node.all_input_nodes if _storages(arg.meta["val"]) & storages]
+
+
+def _storages(value: Any) -> set[int]:
+    return {
+        int(item.untyped_storage()._cdata)
+        for item in _flat(value)
+        if isinstance(item, torch.Tensor)
+    }
 
 
 def _writes(node: fx.Node) -> list[fx.Node]:
