@@ -21,6 +21,7 @@ from .base import META, Pass, PassContext, PassResult, module_path
 from .canonicalize import CONVS, LINEAR
 from .inline_regions import subgraph
 from .macs import RECURRENT, count_macs
+from .products import READERS
 from .stationary import expression_key, leaves, live_nodes, stationary_nodes
 
 aten = torch.ops.aten
@@ -34,6 +35,17 @@ PRODUCTS = {
     aten.convolution.default, *RECURRENT,
 }  # fmt: skip
 """Multiply-accumulate work besides linear and conv."""
+
+_FACTORS = {
+    aten.addmm.default: (1, 3),
+    aten.bilinear.default: (0, 3),
+    aten.scaled_dot_product_attention.default: (0, 3),
+    aten.conv_transpose1d.default: (0, 2),
+    aten.conv_transpose2d.input: (0, 2),
+    aten.conv_transpose3d.input: (0, 2),
+    aten.convolution.default: (0, 2),
+}
+"""Where the arguments of a product are that it multiplies; if not here, all are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +112,7 @@ def _record(
         return Digital("rule", "no multiply with a weight", 0, path)
     if node not in live:
         return Digital("rule", "computes a weight, no activation", 0, path)
-    operands = [arg for arg in node.all_input_nodes if arg in fixed]
+    operands = [arg for arg in _factors(node) if arg in fixed]
     if not is_layer:
         if not operands:
             return Digital("rule", "activation x activation: nothing to store", macs, path)
@@ -120,6 +132,17 @@ def _record(
     if ctx.select is not None and not ctx.select(info):
         return Digital("choice", "kept digital by select=", macs, path)
     return Analog(info, names.array(weight))
+
+
+def _factors(node: fx.Node) -> list[fx.Node]:
+    """What a product multiplies: neither what it adds, nor the mask of an attention."""
+    reader = READERS.get(node.target)
+    if reader is not None:
+        return [operand.node for operand in reader(node).operands]
+    first, last = _FACTORS.get(node.target, (0, len(node.args)))
+    found: list[fx.Node] = []
+    fx.node.map_arg(node.args[first:last], found.append)
+    return found
 
 
 def keep_digital(node: fx.Node, reason: str, rule: str = "unsupported") -> None:
