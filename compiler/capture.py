@@ -242,6 +242,8 @@ def _quiet(model: nn.Module) -> Iterator[None]:
             # Export takes the list in which torch's own LSTM and GRU keep their parameters for
             # tensors that the model forgot to register.
             warnings.filterwarnings("ignore", _FLAT_WEIGHTS, UserWarning)
+            # It looks at the gradients of inputs that another computation made, such as a cache.
+            warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor", UserWarning)
             if prune.is_pruned(model):
                 # Its hooks assign the masked weight; the graph holds the product.
                 warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)
@@ -455,7 +457,8 @@ def _complete_fake_tensors(module: fx.GraphModule, root: Holder) -> None:
 
 
 def _guards(graph: fx.Graph) -> str | None:
-    inputs = [node.meta.get("val") for node in graph.nodes if node.op == "placeholder"]
+    values = [node.meta.get("val") for node in graph.nodes if node.op == "placeholder"]
+    inputs = [value for value in values if isinstance(value, Tensor | torch.SymInt)]
     env = fake_mode(graph).shape_env
     if env is None:
         return None

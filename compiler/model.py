@@ -32,6 +32,7 @@ from .capture import Source
 from .copying import copy_context, copy_programs
 from .holder import Holder, hold, mode_of, modules_of
 from .inspected import Inspected
+from .signature import ConstantLeaf
 from .structure import Structure
 from .tile_table import TileTable
 from .weights import WeightMap
@@ -122,7 +123,9 @@ class CompiledModel(Inspected):
         if guards is None:
             return True
         env = fake_mode(self.graph).shape_env
-        return env is None or bool(env.evaluate_guards_expression(guards, flat))
+        leaves = self._program.signature.leaves
+        sized = [v for v, at in zip(flat, leaves, strict=True) if not isinstance(at, ConstantLeaf)]
+        return env is None or bool(env.evaluate_guards_expression(guards, sized))
 
     def recompile(self) -> Any:
         """Make the graph's function anew after a change of ``graph``."""

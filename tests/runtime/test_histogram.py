@@ -192,3 +192,8 @@ def test_adding_leaves_the_values_alone() -> None:
     Histogram(1, CPU).add(x)
 
     torch.testing.assert_close(x, before, equal_nan=True)
+
+
+@pytest.mark.parametrize("method", ["mse", "percentile", "absmax"])
+def test_no_values_at_all_have_range_zero(method: Method) -> None:
+    assert choose([torch.zeros(2, 0)], method) == [0.0, 0.0]
