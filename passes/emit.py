@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -71,12 +70,9 @@ def take_place(new: fx.Node, old: fx.Node) -> None:
     new.name = name
 
 
-def evaluate(
-    mode: FakeTensorMode, target: Callable[..., Any], args: Any, kwargs: Any = MappingProxyType({})
-) -> Any:
-    """Result of ``target`` on the fake values of its arguments."""
+def evaluate(mode: FakeTensorMode, target: Callable[..., Any], args: Any) -> Any:
+    """Result of ``target`` on the fake values of ``args``."""
     # Some operators take sizes that are symbols by their Python implementation only.
     symbols = enable_python_dispatcher() if mode.shape_env is not None else nullcontext()
     with symbols, mode, torch.no_grad():
-        values = fx.node.map_arg((args, dict(kwargs)), value_of)
-        return target(*values[0], **values[1])
+        return target(*fx.node.map_arg(args, value_of))

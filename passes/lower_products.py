@@ -27,6 +27,7 @@ from torch import fx
 
 from .base import Pass, PassContext, PassResult, finish
 from .canonicalize import LINEAR, stored_on_the_right
+from .copies import Copies
 from .emit import Emitter
 from .products import READERS, Labels, Operand, Product
 from .select_analog import aten, keep_digital, unfit
@@ -47,23 +48,23 @@ class LowerProducts(Pass):
     def __call__(self, module: fx.GraphModule, ctx: PassContext) -> PassResult:
         """Transform ``module`` in place."""
         fixed, live = stationary_nodes(module.graph), live_nodes(module.graph)
+        copies = Copies(module.graph, fixed)
         modified = False
         for node in list(module.graph.nodes):
             if node.op != "call_function" or node not in live or node.target not in READERS:
                 continue
-            modified |= _lower(node, fixed, self.experts)
+            if any(arg in fixed or arg in copies for arg in node.all_input_nodes):
+                modified |= _lower(node, fixed, copies, self.experts)
         return finish(module, modified)
 
 
-def _lower(node: fx.Node, fixed: set[fx.Node], experts: int) -> bool:
-    given = READERS[node.target](node)
-    product = _without_copies(given, fixed)
+def _lower(node: fx.Node, fixed: set[fx.Node], copies: Copies, experts: int) -> bool:
+    product = _without_copies(READERS[node.target](node), fixed, copies, node)
     stored = [o for o in product.operands if o.node in fixed]
     if not stored or len(stored) == len(product.operands):
         return False
-    small = product == given and all(len(o.labels) < 3 for o in stored)
-    if small and node.target is aten.matmul.default:
-        return False  # canonicalize does it, with fewer nodes
+    if node.target is aten.matmul.default and all(len(o.labels) < 3 for o in stored):
+        return False
     reason = next(filter(None, (unfit(o.node) for o in stored)), None)
     if reason is not None:
         keep_digital(node, reason, "rule")
@@ -88,6 +89,27 @@ def _lower(node: fx.Node, fixed: set[fx.Node], experts: int) -> bool:
     return True
 
 
+def _without_copies(
+    product: Product, fixed: set[fx.Node], copies: Copies, node: fx.Node
+) -> Product:
+    """Stored operands without the copies of them that there are for each place of a live one."""
+    live = [o for o in product.operands if o.node not in fixed and o.node not in copies]
+    batch = {
+        label
+        for o in live
+        for label, size in zip(o.labels, o.node.meta["val"].shape, strict=True)
+        if label in product.result and not _is_one(size)
+    }
+    emit = Emitter(node, LowerProducts.name)
+    operands = [
+        Operand(copies.original(o.node, emit), o.labels)
+        if o.node in copies and all(o.labels[dim] in batch for dim in copies.dims[o.node])
+        else o
+        for o in product.operands
+    ]
+    return replace(product, operands=tuple(operands))
+
+
 def _epilogue(emit: Emitter, y: fx.Node, product: Product) -> fx.Node:
     if product.bias is None:
         return y
@@ -99,56 +121,6 @@ def _epilogue(emit: Emitter, y: fx.Node, product: Product) -> fx.Node:
     if product.beta != 1:
         bias = emit.call(aten.mul.Scalar, bias, product.beta)
     return emit.call(aten.add.Tensor, y, bias)
-
-
-# -- copies of a stored operand -------------------------------------------------------------------
-
-
-def _without_copies(product: Product, fixed: set[fx.Node]) -> Product:
-    """``product`` with what a stored operand is copied from, ``w.expand(batch, -1, -1)``.
-
-    One array serves all copies, and their number may be dynamic. Only where another operand has the
-    dim, too: otherwise the result needs it.
-    """
-    operands = list(product.operands)
-    for i, operand in enumerate(operands):
-        base = _copied_from(operand.node)
-        if base is None or base not in fixed:
-            continue
-        shape = operand.node.meta["val"].shape
-        inner = base.meta["val"].shape
-        outer = len(shape) - len(inner)
-        copied = {
-            label
-            for dim, label in enumerate(operand.labels)
-            if dim < outer or (_is_one(inner[dim - outer]) and not _is_one(shape[dim]))
-        }
-        if all(any(n in o.labels for o in operands if o is not operand) for n in copied):
-            operands[i] = Operand(base, operand.labels[outer:])
-    return replace(product, operands=tuple(operands))
-
-
-def _copied_from(node: fx.Node) -> fx.Node | None:
-    """What ``node`` is copies of along dims of size 1, or dims that it has not, if it is."""
-    base = node.args[0] if node.op == "call_function" and node.args else None
-    if not isinstance(base, fx.Node):
-        return None
-    if node.target in _SAME:
-        return _copied_from(base)
-    if node.target in _EXPANDS:
-        return _copied_from(base) or base
-    if node.target is not aten.repeat.default:
-        return None
-    times = node.args[1]
-    assert isinstance(times, list | tuple), "repeat takes a number of copies for each dim"
-    inner = base.meta["val"].shape
-    last = list(times)[len(times) - len(inner) :]
-    plain = all(_is_one(n) or _is_one(size) for n, size in zip(last, inner, strict=True))
-    return (_copied_from(base) or base) if plain else None
-
-
-_EXPANDS = {aten.expand.default, aten.expand_as.default, aten.broadcast_to.default}
-_SAME = {aten.contiguous.default, aten.clone.default, aten.alias.default}
 
 
 # -- the sum --------------------------------------------------------------------------------------
