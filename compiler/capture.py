@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import re
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import Dim, ExportedProgram
 from torch.nn.utils import prune
 from torch.nn.utils.rnn import PackedSequence
@@ -41,6 +43,7 @@ _TALKERS = (
 _FLAT_WEIGHTS = (
     r"The tensor attributes? (self[\w.]*\._flat_weights\[\d+\](, )?)+ (was|were) assigned"
 )
+_OF_MEMORY = re.compile(r"\.(stride|storage_offset)\(\)")
 _STDLIB = str(Path(inspect.__file__).parent)
 
 
@@ -456,15 +459,20 @@ def _complete_fake_tensors(module: fx.GraphModule, root: Holder) -> None:
             node.meta["val"] = value
 
 
+def _is_number(value: Any) -> bool:
+    """True for a whole number that may vary."""
+    return isinstance(value, torch.SymInt) and static_size(value) is None
+
+
 def _guards(graph: fx.Graph) -> str | None:
-    values = [node.meta.get("val") for node in graph.nodes if node.op == "placeholder"]
-    inputs = [value for value in values if isinstance(value, Tensor | torch.SymInt)]
+    values = (node.meta.get("val") for node in graph.nodes if node.op == "placeholder")
+    inputs = [v for v in values if isinstance(v, FakeTensor) or _is_number(v)]
     env = fake_mode(graph).shape_env
     if env is None:
         return None
     text: str | None = env.produce_guards_expression(inputs, ignore_static=True)
-    # Strides are no matter to operators, and inputs come in many.
-    parts = [part for part in (text or "").split(" and ") if ".stride()" not in part]
+    # Operators do not mind how an input lies in memory, and caches come as views.
+    parts = [part for part in (text or "").split(" and ") if not _OF_MEMORY.search(part)]
     return " and ".join(parts) or None
 
 
@@ -477,7 +485,7 @@ def _signature(
     for i, node in enumerate(n for n in graph.nodes if n.op == "placeholder"):
         value = node.meta.get("val")
         names.append(str(node.target))
-        if isinstance(value, torch.SymInt) and static_size(value) is None:
+        if _is_number(value):
             leaves.append(NumberLeaf())
             continue
         if isinstance(value, Tensor):

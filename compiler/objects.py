@@ -181,7 +181,7 @@ def _build(plan: Plan, leaves: Iterator[Any]) -> Any:
             return pytree.tree_unflatten([_build(item, leaves) for item in items], spec)
         case (_, kind, keys, items):
             values = [_build(item, leaves) for item in items]
-            made = {} if kind is dict else kind()
+            made: dict[Any, Any] = kind()
             made.update(zip(keys, values, strict=True))
             return made
         case (kind, items):

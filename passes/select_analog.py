@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Container
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -36,7 +36,7 @@ PRODUCTS = {
 }  # fmt: skip
 """Multiply-accumulate work besides linear and conv."""
 
-_FACTORS = {
+_FACTORS: dict[Any, tuple[int, int]] = {
     aten.addmm.default: (1, 3),
     aten.bilinear.default: (0, 3),
     aten.scaled_dot_product_attention.default: (0, 3),
@@ -144,9 +144,9 @@ def _record(
         if weight in live:
             what = "activation x activation: nothing to store"
         return Digital("rule", what, macs, path)
-    reason = unfit(weight)
-    if reason is not None:
-        return Digital("rule", reason, macs, path)
+    misfit = unfit(weight)
+    if misfit is not None:
+        return Digital("rule", misfit, macs, path)
     info = _info(node, weight, names, path, macs)
     if ctx.select is not None and not ctx.select(info):
         return Digital("choice", "kept digital by select=", macs, path)
