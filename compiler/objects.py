@@ -164,7 +164,7 @@ def _unflatten(leaves: Any, plan: Plan) -> Any:
 
 
 def _object(kind: type, state: dict[str, Any]) -> Any:
-    value = object.__new__(kind)
+    value: Any = object.__new__(kind)
     value.__dict__.update(state)
     return value
 
