@@ -200,9 +200,14 @@ def _next_pair(
     stored = [o for o in operands if o.node in fixed]
     for x, w in itertools.product(live, stored):
         others = {label for o in operands if o is not x and o is not w for label in o.labels}
-        if (set(x.labels) & set(w.labels)) - others - set(result):
+        sums = (set(x.labels) & set(w.labels)) - others - set(result)
+        if any(not _is_one(_size(o, n)) for n in sums for o in (x, w)):
             return x, w
     return None
+
+
+def _size(operand: Operand, label: int) -> Any:
+    return operand.node.meta["val"].shape[operand.labels.index(label)]
 
 
 def _steps(

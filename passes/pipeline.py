@@ -17,6 +17,7 @@ from .fold_batch_norm import FoldBatchNorm
 from .inline_regions import InlineRegions
 from .lower_attention import LowerAttention
 from .lower_bilinear import LowerBilinear
+from .lower_grouped_products import LowerGroupedProducts
 from .lower_products import LowerProducts
 from .lower_recurrent import LowerRecurrent
 from .lower_transposed_conv import LowerTransposedConv
@@ -28,6 +29,7 @@ from .verify import Verify, verify
 DEFAULT_PASSES: tuple[Pass, ...] = (
     InlineRegions(),
     LowerAttention(),
+    LowerGroupedProducts(),
     LowerProducts(),
     LowerBilinear(),
     LowerRecurrent(),

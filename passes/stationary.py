@@ -15,7 +15,7 @@ _NORMS_WITH_STATISTICS = {
     aten.instance_norm.default: (3, 4, 5),
 }
 _FRESH = {
-    aten.linear.default, aten.matmul.default, aten.einsum.default, aten.batch_norm.default,
+    aten.linear.default, aten.matmul.default, aten.batch_norm.default,
     aten.layer_norm.default, aten.group_norm.default, aten.instance_norm.default,
     *(getattr(aten, f"conv{n}d").default for n in (1, 2, 3)),
     *(getattr(aten, f"conv{n}d").padding for n in (1, 2, 3)),

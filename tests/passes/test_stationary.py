@@ -109,6 +109,8 @@ VIEWS: dict[str, Any] = {
     "dropout": lambda w: F.dropout(w, 0.5, training=False),
     "type_as": lambda w: w.type_as(torch.zeros(1)),
     "contiguous": lambda w: w.contiguous(),
+    "einsum": lambda w: torch.einsum("ij->ji", w),
+    "broadcast": lambda w: torch.broadcast_tensors(w, torch.ones(1))[0],
 }
 
 
