@@ -43,6 +43,8 @@ class Program:
     passes_seconds: float = 0.0
     """Time that the passes took."""
     function: Callable[..., Any] | None = None
+    guards: str | None = None
+    """What the graph relies on of the sizes of its inputs; see Captured."""
     """The graph as a function of the root holder and the flat inputs."""
 
 
@@ -83,6 +85,7 @@ def build(
         tuple(steps),
         middle - start,
         perf_counter() - middle,
+        guards=captured.guards,
     )
 
 

@@ -1,10 +1,12 @@
-"""Take attention with stored queries, keys or values apart, so that its products can go analog.
+"""Turn attention with a stored query, key or value into products and a softmax.
 
-    y = softmax(scale q k^T + mask) v
+Learned queries (attention pooling, object queries, latents) and learned memories make one or two of
+the three products of ``scaled_dot_product_attention`` weight-stationary:
 
-Learned queries (Perceiver, pooling heads) and stored memories meet an activation in one of the two
-products. That one is then a product with a stored operand like any other. Attention of activations
-alone stays one operator.
+    y = softmax(scale · Q Kᵀ + mask) V
+
+Written out, ``Q Kᵀ`` and ``P V`` are products that lower-products knows. An attention whose three
+operands are activations stays the fused operator; a stored mask is added, not multiplied.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ import torch
 from torch import fx
 
 from .base import Pass, PassContext, PassResult, finish
+from .copies import Copies
 from .emit import Emitter
-from .select_analog import keep_digital, kept_for
+from .select_analog import kept_for
 from .stationary import live_nodes, stationary_nodes
 
 aten = torch.ops.aten
@@ -27,10 +30,8 @@ ATTENTION = aten.scaled_dot_product_attention.default
 
 @dataclass(frozen=True, slots=True)
 class LowerAttention(Pass):
-    """Rewrite attention with a stored operand into two ``matmul`` and a softmax."""
+    """Rewrite attention with a stored query, key or value into ``matmul`` and ``softmax``."""
 
-    experts: int = 64
-    """Most matrices (batch times heads) that a stored operand may have."""
     name: ClassVar[str] = "lower-attention"
 
     def __call__(self, module: fx.GraphModule, ctx: PassContext) -> PassResult:
@@ -39,66 +40,71 @@ class LowerAttention(Pass):
         if not nodes:
             return PassResult(module, False)
         fixed, live = stationary_nodes(module.graph), live_nodes(module.graph)
+        copies = Copies(module.graph, fixed)
         modified = False
         for node in nodes:
-            stored = [arg for arg in node.args[:3] if arg in fixed]
-            if node in live and stored:
-                modified |= self._lower(node, stored)
+            operands = [arg for arg in node.args[:3] if isinstance(arg, fx.Node)]
+            stored = [arg for arg in operands if arg in fixed or arg in copies]
+            if node not in live or not stored or len(stored) == len(operands):
+                continue
+            if not kept_for(node, *stored):
+                _lower(node)
+                modified = True
         return finish(module, modified)
 
-    def _lower(self, node: fx.Node, stored: list[fx.Node]) -> bool:
-        if kept_for(node, *stored):
-            return False
-        most = max(math.prod(map(int, arg.meta["val"].shape[:-2])) for arg in stored)
-        if most > self.experts:
-            keep_digital(
-                node,
-                f"its stored operand stacks {most} matrices, more than {self.experts}: "
-                f"lower-attention{{experts={most}}},lower-products{{experts={most}}} in passes= "
-                "makes a linear of each",
-            )
-            return False
-        emit = Emitter(node, LowerAttention.name)
-        names = [argument.name for argument in ATTENTION._schema.arguments]
-        given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-        q, k, v = given["query"], given["key"], given["value"]
-        if given.get("enable_gqa"):
-            heads = q.meta["val"].shape[-3]
-            k, v = (_repeated(emit, part, heads) for part in (k, v))
-        scale = given.get("scale")
-        if scale is None:
-            scale = 1 / math.sqrt(int(q.meta["val"].shape[-1]))
-        turned = emit.call(aten.transpose.int, k, -1, -2)
-        scores = emit.call(aten.mul.Scalar, emit.call(aten.matmul.default, q, turned), scale)
-        scores = _masked(emit, scores, given.get("attn_mask"), bool(given.get("is_causal")), q, k)
-        shares = emit.call(aten._safe_softmax.default, scores, -1)
-        if given.get("dropout_p"):
-            shares = emit.call(aten.dropout.default, shares, given["dropout_p"], True)
-        emit.replace(emit.call(aten.matmul.default, shares, v))
-        return True
+
+def _lower(node: fx.Node) -> None:
+    names = [argument.name for argument in ATTENTION._schema.arguments]
+    given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    query, key, value = (given[name] for name in names[:3])
+    mask, scale = given.get("attn_mask"), given.get("scale")
+    assert isinstance(query, fx.Node) and isinstance(key, fx.Node), "attention of tensors"
+    assert isinstance(value, fx.Node), "attention of tensors"
+    if scale is None:
+        scale = 1 / math.sqrt(int(query.meta["val"].shape[-1]))
+    emit = Emitter(node, LowerAttention.name)
+    heads = _heads(key)
+    grouped = bool(given.get("enable_gqa")) and _heads(query) != heads
+    if grouped:
+        # Each head of keys and values serves several of queries: broadcast, not copied.
+        query = emit.call(aten.unflatten.int, query, -3, [heads, -1])
+        key, value = (emit.call(aten.unsqueeze.default, part, -3) for part in (key, value))
+    scores = emit.call(aten.matmul.default, query, emit.call(aten.transpose.int, key, -1, -2))
+    scores = emit.call(aten.mul.Scalar, scores, scale)
+    if given.get("is_causal"):
+        scores = _masked(emit, scores, _lower_triangle(emit, scores))
+    elif isinstance(mask, fx.Node):
+        if grouped and mask.meta["val"].dim() > 2:
+            mask = _grouped(emit, mask, heads)
+        scores = _masked(emit, scores, mask)
+    # As torch does it: a query that may attend to nothing gets zeros.
+    weights = emit.call(aten._safe_softmax.default, scores, -1)
+    if given.get("dropout_p"):
+        weights = emit.call(aten.dropout.default, weights, given["dropout_p"], True)
+    y = emit.call(aten.matmul.default, weights, value)
+    emit.replace(emit.call(aten.flatten.using_ints, y, -4, -3) if grouped else y)
 
 
-def _repeated(emit: Emitter, part: fx.Node, heads: Any) -> fx.Node:
-    """Keys or values of grouped queries, once for each query head."""
-    times = int(heads) // int(part.meta["val"].shape[-3])
-    return part if times == 1 else emit.call(aten.repeat_interleave.self_int, part, times, -3)
+def _heads(node: fx.Node) -> int:
+    shape = node.meta["val"].shape
+    return int(shape[-3]) if len(shape) > 2 else 1
 
 
-def _masked(
-    emit: Emitter, scores: fx.Node, mask: fx.Node | None, causal: bool, q: fx.Node, k: fx.Node
-) -> fx.Node:
-    if causal:
-        lengths = [node.meta["val"].shape[-2] for node in (q, k)]
-        sizes = [
-            length if isinstance(length, int) else emit.call(aten.sym_size.int, node, -2)
-            for length, node in zip(lengths, (q, k), strict=True)
-        ]
-        # Not aten.ones: a mask is where the scores are.
-        mask = emit.call(aten.tril.default, emit.call(aten.new_ones.default, scores, sizes))
-        mask = emit.call(aten.ne.Scalar, mask, 0)
-    if mask is None:
-        return scores
-    if mask.meta["val"].dtype is not torch.bool:
+def _grouped(emit: Emitter, mask: fx.Node, heads: int) -> fx.Node:
+    if _heads(mask) == 1:
+        return emit.call(aten.unsqueeze.default, mask, -3)
+    return emit.call(aten.unflatten.int, mask, -3, [heads, -1])
+
+
+def _lower_triangle(emit: Emitter, scores: fx.Node) -> fx.Node:
+    """True where a query may look: at its own place and before it."""
+    while scores.meta["val"].dim() > 2:
+        scores = emit.call(aten.select.int, scores, 0, 0)
+    ones = emit.call(aten.ones_like.default, scores)
+    return emit.call(aten.gt.Scalar, emit.call(aten.tril.default, ones), 0)
+
+
+def _masked(emit: Emitter, scores: fx.Node, mask: fx.Node) -> fx.Node:
+    if mask.meta["val"].dtype != torch.bool:
         return emit.call(aten.add.Tensor, scores, mask)
-    hidden = emit.call(aten.logical_not.default, mask)
-    return emit.call(aten.masked_fill.Scalar, scores, hidden, -math.inf)
+    return emit.call(aten.where.ScalarOther, mask, scores, -math.inf)

@@ -20,16 +20,17 @@ import itertools
 import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import fx
 
 from .base import Pass, PassContext, PassResult, finish
 from .canonicalize import LINEAR, stored_on_the_right
+from .copies import Copies
 from .emit import Emitter
 from .products import READERS, Labels, Operand, Product, read
-from .select_analog import aten, keep_digital, kept_for
+from .select_analog import aten, keep_digital, kept_for, too_many
 from .stationary import leaves, live_nodes, stationary_nodes
 
 _NO_SUM = "no sum over a dim of its stored operand: nothing to multiply"
@@ -47,19 +48,25 @@ class LowerProducts(Pass):
     def __call__(self, module: fx.GraphModule, ctx: PassContext) -> PassResult:
         """Transform ``module`` in place."""
         fixed, live = stationary_nodes(module.graph), live_nodes(module.graph)
+        copies = Copies(module.graph, fixed)
         modified = False
         for node in list(module.graph.nodes):
             if node.op != "call_function" or node not in live:
                 continue
             product = read(node)
-            if product is not None and any(o.node in fixed for o in product.operands):
-                modified |= _lower(node, product, fixed, self.experts)
+            if product is not None and any(
+                o.node in fixed or o.node in copies for o in product.operands
+            ):
+                modified |= _lower(node, product, fixed, copies, self.experts)
         return finish(module, modified)
 
 
-def _lower(node: fx.Node, product: Product, fixed: set[fx.Node], experts: int) -> bool:
+def _lower(
+    node: fx.Node, product: Product, fixed: set[fx.Node], copies: Copies, experts: int
+) -> bool:
+    product = _without_copies(product, fixed, copies, node)
     stored = [o for o in product.operands if o.node in fixed]
-    if len(stored) == len(product.operands):
+    if not stored or len(stored) == len(product.operands):
         return False
     if node.target not in READERS and not any(leaves(o.node) for o in stored):
         return False  # a sum with constant factors
@@ -72,12 +79,7 @@ def _lower(node: fx.Node, product: Product, fixed: set[fx.Node], experts: int) -
         keep_digital(node, _NO_SUM, "rule")
         return False
     count = _most_matrices(product, groups, fixed)
-    if count > experts:
-        keep_digital(
-            node,
-            f"its stored operand stacks {count} matrices, more than {experts}: "
-            f"lower-products{{experts={count}}} in passes= makes a linear of each",
-        )
+    if too_many(node, count, experts, LowerProducts.name):
         return False
     emit = Emitter(node, LowerProducts.name)
     wide = _wide(product)
@@ -85,6 +87,27 @@ def _lower(node: fx.Node, product: Product, fixed: set[fx.Node], experts: int) -
     y = _contract(emit, operands, product.result, fixed)
     emit.replace(_epilogue(emit, y, product))
     return True
+
+
+def _without_copies(
+    product: Product, fixed: set[fx.Node], copies: Copies, node: fx.Node
+) -> Product:
+    """Stored operands without the copies of them that there are for each place of a live one."""
+    live = [o for o in product.operands if o.node not in fixed and o.node not in copies]
+    batch = {
+        label
+        for o in live
+        for label, size in zip(o.labels, o.node.meta["val"].shape, strict=True)
+        if label in product.result and not _is_one(size)
+    }
+    emit = Emitter(node, LowerProducts.name)
+    operands = [
+        Operand(copies.original(o.node, emit), o.labels)
+        if o.node in copies and all(o.labels[dim] in batch for dim in copies.dims[o.node])
+        else o
+        for o in product.operands
+    ]
+    return replace(product, operands=tuple(operands))
 
 
 def _epilogue(emit: Emitter, y: fx.Node, product: Product) -> fx.Node:
@@ -177,9 +200,14 @@ def _next_pair(
     stored = [o for o in operands if o.node in fixed]
     for x, w in itertools.product(live, stored):
         others = {label for o in operands if o is not x and o is not w for label in o.labels}
-        if (set(x.labels) & set(w.labels)) - others - set(result):
+        sums = (set(x.labels) & set(w.labels)) - others - set(result)
+        if any(not _is_one(_size(o, n)) for n in sums for o in (x, w)):
             return x, w
     return None
+
+
+def _size(operand: Operand, label: int) -> Any:
+    return operand.node.meta["val"].shape[operand.labels.index(label)]
 
 
 def _steps(

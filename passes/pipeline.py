@@ -19,7 +19,8 @@ from .inline_regions import InlineRegions
 from .lower_attention import LowerAttention
 from .lower_bilinear import LowerBilinear
 from .lower_complex import LowerComplex
-from .lower_experts import LowerExperts
+from .lower_grouped_products import LowerGroupedProducts
+from .lower_indexed_products import LowerIndexedProducts
 from .lower_products import LowerProducts
 from .lower_recurrent import LowerRecurrent
 from .lower_transposed_conv import LowerTransposedConv
@@ -32,7 +33,8 @@ DEFAULT_PASSES: tuple[Pass, ...] = (
     InlineRegions(),
     ApplyLowerings(),
     LowerAttention(),
-    LowerExperts(),
+    LowerGroupedProducts(),
+    LowerIndexedProducts(),
     LowerProducts(),
     LowerBilinear(),
     LowerRecurrent(),

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Container
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -22,19 +22,29 @@ from .canonicalize import CONVS, LINEAR
 from .digital import PICKED, SPARSE, is_sparse, picked, unreal, why_unsupported
 from .inline_regions import subgraph
 from .macs import RECURRENT, count_macs
+from .products import READERS, is_grouped
 from .stationary import expression_key, leaves, live_nodes, stationary_nodes
 
 aten = torch.ops.aten
 
 PRODUCTS = {
-    aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default,
-    aten.addmm.default, aten.baddbmm.default, aten.addbmm.default, aten.einsum.default,
-    aten.tensordot.default, aten.inner.default, aten.bilinear.default,
+    aten.mm.default, aten.mv.default, aten.dot.default, aten.addmm.default, aten.bilinear.default,
     aten.scaled_dot_product_attention.default,
     aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input,
-    aten.convolution.default, *RECURRENT,
+    aten.convolution.default, *RECURRENT, *READERS,
 }  # fmt: skip
-"""Multiply-accumulate work besides linear and conv."""
+"""Multiply-accumulate work besides linear, conv and grouped products."""
+
+_FACTORS: dict[Any, tuple[int, int]] = {
+    aten.addmm.default: (1, 3),
+    aten.bilinear.default: (0, 3),
+    aten.scaled_dot_product_attention.default: (0, 3),
+    aten.conv_transpose1d.default: (0, 2),
+    aten.conv_transpose2d.input: (0, 2),
+    aten.conv_transpose3d.input: (0, 2),
+    aten.convolution.default: (0, 2),
+}
+"""Where the arguments of a product are that it multiplies; if not here, all are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +109,17 @@ def _record(
     macs = count_macs(node)
     if node in fixed:
         return Digital("rule", "of parameters alone: no activation", macs, path)
-    if not is_layer and node.target not in PRODUCTS:
+    if not is_layer and not _is_product(node):
         reason = why_unsupported(node, fixed, live)
         if reason is not None:
             return Digital("unsupported", reason, macs, path)
         return Digital("rule", "no multiply with a weight", 0, path)
     if node not in live:
         return Digital("rule", "computes a weight, no activation", 0, path)
-    operands = [arg for arg in node.all_input_nodes if arg in fixed]
     if not is_layer:
-        if not operands:
-            if any(picked(arg, fixed) for arg in node.all_input_nodes):
+        factors = _factors(node)
+        if not any(arg in fixed for arg in factors):
+            if any(picked(arg, fixed) for arg in factors):
                 return Digital("unsupported", PICKED, macs, path)
             return Digital("rule", "activation x activation: nothing to store", macs, path)
         what = str(node.target).removesuffix(".default")
@@ -132,6 +142,21 @@ def _record(
     return Analog(info, names.array(weight))
 
 
+def _is_product(node: fx.Node) -> bool:
+    return node.target in PRODUCTS or is_grouped(node)
+
+
+def _factors(node: fx.Node) -> list[fx.Node]:
+    """What a product multiplies: neither what it adds, nor the mask of an attention."""
+    reader = READERS.get(node.target)
+    if reader is not None:
+        return [operand.node for operand in reader(node).operands]
+    first, last = _FACTORS.get(node.target, (0, 2 if is_grouped(node) else len(node.args)))
+    found: list[fx.Node] = []
+    fx.node.map_arg(node.args[first:last], found.append)
+    return found
+
+
 def keep_digital(node: fx.Node, reason: str, rule: str = "unsupported") -> None:
     """Record why a pass before select-analog leaves a product with a stored operand as it is."""
     node.meta[META] = Digital(rule, reason, count_macs(node), module_path(node))
@@ -147,7 +172,8 @@ def unfit(weight: fx.Node, real: bool = True) -> tuple[str, str] | None:
     reason = unreal(weight)
     if reason is not None and (real or not weight.meta["val"].is_complex()):
         return "unsupported", reason
-    return ("rule", "its weight is empty") if weight.meta["val"].numel() == 0 else None
+    empty = any(isinstance(size, int) and size == 0 for size in weight.meta["val"].shape)
+    return ("rule", "its weight is empty") if empty else None
 
 
 def kept_for(node: fx.Node, *weights: fx.Node, real: bool = True) -> bool:
@@ -156,6 +182,17 @@ def kept_for(node: fx.Node, *weights: fx.Node, real: bool = True) -> bool:
     if bad is not None:
         keep_digital(node, bad[1], bad[0])
     return bad is not None
+
+
+def too_many(node: fx.Node, count: int, most: int, by: str) -> bool:
+    """Keep ``node`` digital if its stored operand stacks more matrices than pass ``by`` splits."""
+    if count > most:
+        keep_digital(
+            node,
+            f"its stored operand stacks {count} matrices, more than {most}: "
+            f"{by}{{experts={count}}} in passes= makes a linear of each",
+        )
+    return count > most
 
 
 def _hidden(node: fx.Node, live: set[fx.Node], ctx: PassContext) -> Digital | None:
@@ -167,7 +204,7 @@ def _hidden(node: fx.Node, live: set[fx.Node], ctx: PassContext) -> Digital | No
         for arg in node.all_input_nodes
         if (region := subgraph(arg, ctx.root)) is not None
         for inner in region.graph.nodes
-        if inner.target is LINEAR or inner.target in CONVS or inner.target in PRODUCTS
+        if inner.target is LINEAR or inner.target in CONVS or _is_product(inner)
     ]
     if not inside:
         return Digital("rule", "a region without a multiply by a weight", 0, module_path(node))

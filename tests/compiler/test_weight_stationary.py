@@ -321,12 +321,13 @@ UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...], str]] 
         "an activation picks its weight",
     ),
     "too many matrices": (
-        use(lambda m, x: sdpa(x.expand(65, 5, 6), m.k, m.k), k=R(65, 7, 6)), (X3[:1],),
-        "its stored operand stacks 65 matrices, more than 64: lower-attention{experts=65}",
+        use(lambda m, x: sdpa(x.expand(65, 5, 6), m.k, x.expand(65, 5, 6)), k=R(65, 5, 6)),
+        (X3[:1],),
+        "its stored operand stacks 65 matrices, more than 64: lower-products{experts=65}",
     ),
     "too many experts": (
-        use(lambda m, i, x: torch.bmm(x[:, None], m.w[i]), w=R(65, 6, 7)), (PICKED, X2),
-        "65 experts, more than 64: lower-experts{experts=65}",
+        use(lambda m, i, x: torch.bmm(x[:, None], m.w[i]), w=R(513, 6, 7)),
+        (PICKED, X2), "513 matrices, more than 512: lower-indexed-products{experts=513}",
     ),
 }  # fmt: skip
 
