@@ -54,7 +54,8 @@ def compile(
         kwargs: keyword inputs.
         target: name of a preset (``analogc.targets.names()``) or a Target.
         dynamic_shapes: ``"batch"`` lets the first dim of every input vary, ``"auto"`` every dim
-            that the model lets vary; else as for torch.export; None: shapes are those of the example inputs.
+            that the model lets vary; else as for torch.export; None: shapes are
+            those of the example inputs.
         select: predicate ``LayerInfo -> analog``, or names and globs of layers to keep digital.
         capture: ``"export"`` (torch.export, also ``"auto"``) or ``"symbolic_trace"`` (torch.fx
             symbolic tracing first, for models that only that can trace).
