@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
 from torch.export import ExportedProgram
 
-from ..passes import pipeline
-from ..passes.base import META, Pass, PassContext
-from ..passes.select_analog import LayerInfo
-from ..runtime import targets
+from ..passes.base import Pass
 from ..runtime.errors import InputError, UnsupportedError
 from ..runtime.guard import Access, checked_access
-from ..runtime.mapping import TileMapping
-from ..runtime.noise import NoiseSource
-from ..runtime.sqnr import RangeUse, warn_of_waste
+from ..runtime.sqnr import warn_of_waste
 from ..runtime.target import Target
-from .build import build
+from .build import build, fixed_ranges
 from .capture import Method, Source, check_source, module_of
-from .copying import new_uid
 from .holder import hold, mode_of
 from .model import CompiledModel
-
-Select = Callable[[LayerInfo], bool] | str | Iterable[str]
-
+from .settings import Select, Settings
 
 def compile(
     model: nn.Module | ExportedProgram,
@@ -81,32 +72,19 @@ def compile(
     source = Source(model, example_inputs, kwargs or {}, dynamic_shapes, capture)
     check_source(source)
     _check_digital(model)
-    target = targets.get(target) if isinstance(target, str) else target
-    if not isinstance(target, Target):
-        raise InputError(f"target must be a name or a Target, got {type(target).__name__}")
-    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
-        raise InputError(f"seed must be an int or None, got {seed!r}")
-    steps = pipeline.resolve(passes)
-    chosen = _Selection(select)
+    settings = Settings.of(target, select, passes, seed, check, strict)
     weight_access = checked_access(weight_access)
     root = hold(module_of(source))
-    ctx = PassContext(
-        target=target,
-        root=root,
-        select=None if select is None else chosen,
-        noise=NoiseSource(seed),
-        uid=new_uid(),
-        strict=strict,
-    )
-    program = build(source, root, steps, ctx, check)
+    ctx, chosen = settings.context(root)
+    program = build(source, root, settings.passes, ctx, check)
     chosen.check()
-    warn_of_waste(_fixed_ranges(program.graph.nodes, target))
+    warn_of_waste(fixed_ranges(program.graph, settings.target))
     if calibration_data is not None and _again(calibration_data) is calibration_data:
         # An iterator can be used once; the graph of the other mode will want it too.
         calibration_data = list(calibration_data)
     programs = {mode_of(root): program}
     return CompiledModel(
-        root, ctx, programs, steps, source, calibration_data, check, None, weight_access
+        root, ctx, programs, settings.passes, source, calibration_data, check, None, weight_access
     )
 
 
@@ -126,54 +104,3 @@ def _check_digital(model: nn.Module | ExportedProgram) -> None:
                 f"submodule {path!r} is a compiled model" if path else "the model is compiled",
                 fix="compile the model that it was made from",
             )
-
-
-class _Selection:
-    """A user's choice as a predicate that remembers which of its patterns ever matched."""
-
-    def __init__(self, select: Select | None) -> None:
-        self.predicate = select if callable(select) else None
-        names = [select] if isinstance(select, str) else select
-        if self.predicate is not None or names is None:
-            names = []
-        if not isinstance(names, Iterable):
-            raise InputError(f"select= takes a predicate or names, got {select!r}")
-        self.patterns = list(names)
-        for pattern in self.patterns:
-            if not isinstance(pattern, str):
-                raise InputError(f"select= takes a predicate or names, got {pattern!r}")
-        self.unused = set(self.patterns)
-        self.seen: list[str] = []
-
-    def __call__(self, info: LayerInfo) -> bool:
-        if self.predicate is not None:
-            return bool(self.predicate(info))
-        self.seen.append(info.name)
-        keep_digital = False
-        for pattern in self.patterns:
-            bare = info.name.partition("@")[0]
-            if any(fnmatch.fnmatchcase(name, pattern) for name in (info.name, bare, info.module)):
-                self.unused.discard(pattern)
-                keep_digital = True
-        return not keep_digital
-
-    def check(self) -> None:
-        """Raise if a pattern never matched: it is likely misspelt."""
-        if self.unused:
-            raise InputError(
-                f"select=: no layer matches {', '.join(sorted(self.unused))}",
-                fix=f"layers: {', '.join(self.seen) or 'none'}",
-            )
-
-
-def _fixed_ranges(nodes: Iterable[Any], target: Target) -> Iterator[RangeUse]:
-    adc = target.adc
-    if adc is None or adc.range in ("calibrated", "dynamic"):
-        return
-    for node in nodes:
-        mapping = node.meta.get(META)
-        if isinstance(mapping, TileMapping):
-            bounds = mapping.row_bounds
-            rows = max(b - a for a, b in zip(bounds, bounds[1:], strict=False))
-            value = float(rows) if adc.range == "full" else float(adc.range)
-            yield RangeUse(mapping.layer, adc.bits, rows, value)
