@@ -14,10 +14,18 @@ from ..runtime.guard import Access, checked_access
 from ..runtime.sqnr import warn_of_waste
 from ..runtime.target import Target
 from .build import build, fixed_ranges
-from .capture import Method, Source, check_source, module_of
+from .capture import (
+    ExportError,
+    Method,
+    Source,
+    check_source,
+    module_of,
+    warn_of_backward_hooks,
+)
 from .holder import hold, mode_of
 from .model import CompiledModel
 from .settings import Select, Settings
+
 
 def compile(
     model: nn.Module | ExportedProgram,
@@ -47,8 +55,10 @@ def compile(
         dynamic_shapes: ``"batch"`` lets the first dim of every input vary; else as for
             torch.export; None: shapes are those of the example inputs.
         select: predicate ``LayerInfo -> analog``, or names and globs of layers to keep digital.
-        capture: ``"export"`` (torch.export, also ``"auto"``) or ``"symbolic_trace"`` (torch.fx
-            symbolic tracing first, for models that only that can trace).
+        capture: ``"auto"``: torch.export, and dynamo if that cannot; ``"export"`` or ``"dynamo"``:
+            that one only; ``"symbolic_trace"`` or a SymbolicTrace with options: torch.fx symbolic
+            tracing before torch.export. Dynamo may cut the model into several graphs, with Python
+            between them.
         passes: another pipeline, as passes or in text form.
         calibration_data: inputs to choose converter ranges from, each a tensor, a tuple of
             positional inputs or a dict of keyword inputs; default: the example inputs.
@@ -58,6 +68,9 @@ def compile(
         seed: of programming and read noise; None: from torch's default generator.
         check: verify the graph after every pass.
         strict: refuse a model in which an operator with stored weights has no analog form.
+
+    Returns:
+        The compiled model; ``compiled.graphs`` has more than one graph if dynamo cut it.
 
     Raises:
         UnsupportedError: the model cannot be captured; or ``strict``, and an operator with stored
@@ -69,19 +82,33 @@ def compile(
         example_inputs, kwargs = found if found is not None else ((), {})
     if example_inputs is None:
         raise InputError("example_inputs are missing", fix="compile(model, (x,))")
+    if isinstance(model, nn.Module) and "_orig_mod" in model._modules:
+        model = model.get_submodule("_orig_mod")  # torch.compile wrapped it
     source = Source(model, example_inputs, kwargs or {}, dynamic_shapes, capture)
     check_source(source)
     _check_digital(model)
     settings = Settings.of(target, select, passes, seed, check, strict)
     weight_access = checked_access(weight_access)
     root = hold(module_of(source))
-    ctx, chosen = settings.context(root)
-    program = build(source, root, settings.passes, ctx, check)
-    chosen.check()
-    warn_of_waste(fixed_ranges(program.graph, settings.target))
     if calibration_data is not None and _again(calibration_data) is calibration_data:
         # An iterator can be used once; the graph of the other mode will want it too.
         calibration_data = list(calibration_data)
+    ctx, chosen = settings.context(root)
+    failed: ExportError | None = None
+    if capture != "dynamo":
+        try:
+            program = build(source, root, settings.passes, ctx, check)
+        except ExportError as err:
+            if capture != "auto":
+                raise
+            failed = err
+    if capture == "dynamo" or failed is not None:
+        from .dynamo_capture import compile_pieces
+
+        return compile_pieces(source, settings, calibration_data, weight_access, failed)
+    chosen.check()
+    warn_of_backward_hooks(model)
+    warn_of_waste(fixed_ranges(program.graph, settings.target))
     programs = {mode_of(root): program}
     return CompiledModel(
         root, ctx, programs, settings.passes, source, calibration_data, check, None, weight_access
@@ -104,3 +131,31 @@ def _check_digital(model: nn.Module | ExportedProgram) -> None:
                 f"submodule {path!r} is a compiled model" if path else "the model is compiled",
                 fix="compile the model that it was made from",
             )
+
+
+def compiled_models(model: nn.Module | None = None) -> list[CompiledModel]:
+    """The compiled models behind ``torch.compile(model, backend="analogc")``.
+
+    Each has the reports, tiles and methods of what ``analogc.compile`` returns.
+
+    Args:
+        model: what was given to torch.compile, or what it returned; None: of all models and
+            functions.
+
+    Returns:
+        One for each set of options, in the order of the first call.
+
+    Raises:
+        InputError: there is none: the model was not called since, or ran in Python as a whole.
+    """
+    from .dynamo_backend import models
+
+    found = models(model)
+    if model is not None and not found:
+        raise InputError(
+            f"torch.compile made no graph of {type(model).__name__} with backend='analogc'",
+            fix="call it once; then, if dynamo leaves the model to Python (TORCH_LOGS=graph_breaks "
+            "says why), torch.compile(..., fullgraph=True) makes that an error. A recurrent layer "
+            "needs torch._dynamo.config.allow_rnn = True",
+        )
+    return list(found)

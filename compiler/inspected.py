@@ -26,7 +26,6 @@ from .printing import format_graph
 from .signature import Signature
 from .tile_table import TileTable
 
-
 OPERATORS = {call: operator for operator, call in CALLS.items()}
 
 

@@ -90,6 +90,7 @@ class Selection:
         self.seen: list[str] = []
 
     def __call__(self, info: LayerInfo) -> bool:
+        """Whether the layer goes to the tiles."""
         if self.predicate is not None:
             return bool(self.predicate(info))
         self.seen.append(info.name)
