@@ -43,6 +43,9 @@ _FLAT_WEIGHTS = (
 _STDLIB = str(Path(inspect.__file__).parent)
 
 
+BY_DYNAMO = ", or let dynamo cut the model there: compile(..., capture='dynamo')"
+
+
 class ExportError(UnsupportedError):
     """torch.export cannot capture the model; dynamo, which may cut it into graphs, might."""
 
@@ -350,8 +353,7 @@ def _explain(err: Exception, model: nn.Module) -> Exception:
         return ExportError(
             f"a Python branch depends on tensor values, which a graph cannot hold: {first}",
             where=where,
-            fix="use torch.where or torch.cond in place of the Python `if`, or let dynamo cut the "
-            "model there: compile(..., capture='dynamo')",
+            fix=f"use torch.where or torch.cond in place of the Python `if`{BY_DYNAMO}",
         )
     if "scriptmodule" in low.replace(" ", "") or "torchscript" in low:
         return UnsupportedError(

@@ -159,7 +159,9 @@ def _running_modules() -> Iterator[nn.Module]:
     while frame is not None:
         code = frame.f_code
         first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
-        if isinstance(first, nn.Module) and not isinstance(first, OptimizedModule | Inspected):
+        if isinstance(first, OptimizedModule):
+            first = first._orig_mod
+        if isinstance(first, nn.Module) and not isinstance(first, Inspected):
             found.append(first)
         frame = frame.f_back  # type: ignore[assignment]
     yield from reversed(found)

@@ -11,7 +11,7 @@ from torch import nn
 from ..runtime.errors import AnalogcError, UnsupportedError
 from ..runtime.guard import Access
 from .build import refuse_unsupported
-from .capture import ExportError, Source, user_line
+from .capture import BY_DYNAMO, ExportError, Source, user_line
 from .dynamo_backend import site
 from .dynamo_model import DynamoModel, log
 from .settings import Settings
@@ -54,7 +54,7 @@ def compile_pieces(
         raise
     except Exception as err:
         raise _neither(model, because, err) from err
-    if not any(piece.key[1] for piece in compiled.graphs):
+    if not any(piece.names for piece in compiled.graphs):
         raise _neither(model, because, None)
     compiled._selection.check()
     if settings.strict:
@@ -85,5 +85,7 @@ def _neither(
     if because is None:
         return UnsupportedError(f"{name} cannot be captured. {said}", where=where, fix=fix)
     return UnsupportedError(
-        f"{because.message}\n  {said}", where=because.where or where, fix=because.fix
+        f"{because.message}\n  {said}",
+        where=because.where or where,
+        fix=(because.fix or "").removesuffix(BY_DYNAMO),
     )

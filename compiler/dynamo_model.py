@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import torch
@@ -30,7 +30,7 @@ from .marks import marked
 from .model import CompiledModel
 from .piece import Key, Piece
 from .printing import counted
-from .python_products import modules_outside, products_outside
+from .python_products import Layer, layers, modules_outside, products_outside
 from .settings import Selection, Settings
 from .weights import WeightMap
 
@@ -66,6 +66,8 @@ class DynamoModel(CompiledModel):
     _only_missing: bool
     _runs: int
     _outside: tuple[CoverageRow, ...] | None
+    _alone: list[Layer]
+    """Layers that are called in Python."""
     reason: str | None
     """Why torch.export did not take the model, if it was asked."""
 
@@ -85,7 +87,7 @@ class DynamoModel(CompiledModel):
         self.__dict__.update(
             _ctx=ctx, _programs={}, _passes=settings.passes, _source=source, _data=data,
             _check=settings.check, _settings=settings, _selection=selection, _caller=caller,
-            _pieces=[], _latest={}, _observing=None, _only_missing=False, _runs=0,
+            _pieces=[], _latest={}, _alone=[], _observing=None, _only_missing=False, _runs=0,
             _outside=None, _optimized=None,
             # The model of torch.compile is its user's: known, not kept.
             _model=(lambda: model) if keep or source is not None else weakref.ref(model),
@@ -112,18 +114,20 @@ class DynamoModel(CompiledModel):
                 fix="capture the model that it was made from",
             )
         model, before = self._live_model(), self._runs
-        with self._in_mode(model), torch._dynamo.config.patch(_CONFIG):
-            if self._optimized is None:
-                self.__dict__["_optimized"] = torch.compile(model, **self._caller)
+        with self._in_mode(model), torch._dynamo.config.patch(_CONFIG), self._layers_compiled():
+            call = self._optimized
+            if call is None:
+                call = self.__dict__["_optimized"] = torch.compile(model, **self._caller)
             try:
-                out = self._optimized(*args, **kwargs)
+                out = call(*args, **kwargs)
             except torch._dynamo.exc.FailOnRecompileLimitHit as err:
                 raise UnsupportedError(
                     f"dynamo gave up after {_CONFIG['recompile_limit']} captures of one function",
                     fix="something that changes with every call is part of the graph; "
                     "TORCH_LOGS=recompiles says what",
                 ) from err
-        if self._runs == before and any(True for _ in self._root.parameters()):
+        silent = self._runs == before and self._observing is None
+        if silent and any(True for _ in self._root.parameters()):
             raise UnsupportedError(
                 "this call ran in Python as a whole, none of it on the tiles",
                 fix="call the model outside of torch.func transforms and dispatch modes, and with "
@@ -137,11 +141,30 @@ class DynamoModel(CompiledModel):
             raise UnsupportedError("the model that torch.compile was given is gone")
         return model
 
-    def _in_mode(self, model: nn.Module) -> AbstractContextManager[None]:
-        return nullcontext() if self._source is None else in_mode_of(model, self._root)
+    def _in_mode(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._source is None else in_mode_of(model, self._root)
+
+    @contextlib.contextmanager
+    def _layers_compiled(self) -> Iterator[None]:
+        """Let layers that Python code calls where dynamo gave up be graphs of their own."""
+        changed = []
+        try:
+            for layer in self._alone:
+                module = layer.module()
+                if module is not None and module._compiled_call_impl is None:
+                    if layer.call is None:
+                        layer.call = torch.compile(_called(module), **self._caller)
+                    module.__dict__["_compiled_call_impl"] = layer.call
+                    changed.append(module)
+            yield
+        finally:
+            for module in changed:
+                del module.__dict__["_compiled_call_impl"]
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training (or eval) mode; graphs of that mode are captured by the next call."""
+        if self._source is None:
+            self._live_model().train(mode)
         nn.Module.train(self, mode)
         self._root.training = mode
         return self
@@ -160,15 +183,22 @@ class DynamoModel(CompiledModel):
         """Run the model on its example inputs: capture its graphs, choose ranges, program tiles."""
         assert self._source is not None, "there are example inputs"
         self._calibrate(self._data, self.target.calibration, only_missing=True)
+        model = self._live_model()
+        args, kwargs = cloned((self._source.args, self._source.kwargs))
+        with self._in_mode(model), unchanged(self._root):
+            found = products_outside(model, lambda: model(*args, **kwargs))
+        outside = {row.node for row in found} - self._seen()
+        self._alone[:] = [m for m in layers(model) if any(p in outside for p in m.names)]
+        if self._alone:
+            self._calibrate(self._data, self.target.calibration, only_missing=True)
+        seen = self._seen()
+        self.__dict__["_outside"] = tuple(row for row in found if row.node not in seen)
         for _, array, weight in self._live_weights():
             if array.programmed is None and not array.spec.is_ideal:
                 array.write(weight)
-        model = self._live_model()
-        args, kwargs = cloned((self._source.args, self._source.kwargs))
-        seen = {name for piece in self._pieces for name in piece.key[1]}
-        with self._in_mode(model), unchanged(self._root):
-            found = products_outside(model, lambda: model(*args, **kwargs), seen)
-        self.__dict__["_outside"] = found
+
+    def _seen(self) -> set[str]:
+        return {name for piece in self._pieces for name in piece.names}
 
     # -- graphs ----------------------------------------------------------------------------------
 
@@ -246,9 +276,13 @@ class DynamoModel(CompiledModel):
 
     @property
     def graph(self) -> fx.Graph:
-        """The first graph; all of them are in ``graphs``."""
-        pieces = self.graphs if "_pieces" in self.__dict__ else ()
-        return pieces[0].graph if pieces else self._graph
+        """There is not one graph: see ``graphs``. What takes a GraphModule would take a part."""
+        if "_pieces" not in self.__dict__:  # fx is making the module
+            return self._graph
+        raise UnsupportedError(
+            "a compiled model of several graphs has no one graph, and cannot be captured again",
+            fix="compiled.graphs has them all; to capture, take the model that it was made from",
+        )
 
     @graph.setter
     def graph(self, value: fx.Graph) -> None:
@@ -271,10 +305,9 @@ class DynamoModel(CompiledModel):
     def coverage(self) -> CoverageReport:
         """What went to the tiles, what stayed digital, and why; with what runs in Python."""
         rows = CoverageReport.of(*(piece.graph for piece in self.graphs)).rows
-        seen = {name for piece in self._pieces for name in piece.key[1]}
         outside = self._outside
         if outside is None:
-            outside = modules_outside(self._live_model(), seen)
+            outside = modules_outside(self._live_model(), self._seen())
         return CoverageReport((*rows, *outside))
 
     @property
@@ -303,7 +336,8 @@ class DynamoModel(CompiledModel):
         return "\n\n".join(f"graph {piece.label}\n{piece.ir()}" for piece in self.graphs)
 
     def __str__(self) -> str:
-        mode = "train" if self.training else "eval"
+        training = self.training if self._source is not None else self._live_model().training
+        mode = "train" if training else "eval"
         count = counted(len(self.graphs), "graph")
         head = f"CompiledModel(target={self.target.name}, mode={mode}, {count})"
         return f"{head}: {self.tiles.summary()}\n{self.ir()}"
@@ -335,9 +369,7 @@ class DynamoModel(CompiledModel):
         self.__dict__.update(_observing=seen, _only_missing=only_missing)
         try:
             with unchanged(self._root):
-                count = feed(
-                    Mapped(data, lambda call: (call,)), lambda call: self(*call[0], **call[1])
-                )
+                count = feed(data, lambda args, kwargs: self(*args, **kwargs))
         finally:
             self.__dict__["_observing"] = None
         choose_ranges(seen.values(), how)
@@ -366,3 +398,11 @@ class DynamoModel(CompiledModel):
             "a compiled model of several graphs cannot be copied: dynamo's graphs stay behind",
             fix="copy the model that it was made from, and compile the copy",
         )
+
+
+def _called(module: nn.Module) -> Callable[..., Any]:
+    # Dynamo passes over code of torch's own that it meets in Python, but not when we call it.
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    return call

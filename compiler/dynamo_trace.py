@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import CompileContext, TracingContext
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta
 from torch.utils import _pytree as pytree
@@ -28,6 +29,7 @@ from .holder import Holder, add_constant
 from .signature import ConstantLeaf, Leaf, Signature, TensorLeaf, static_size
 
 _CHECKPOINT = torch.ops.higher_order.tag_activation_checkpoint
+_VARIABLE = re.compile(r"^[LG]\['(\w+)'\]$")
 _STEP = re.compile(r"_(?:modules|parameters|buffers)\['([^']+)'\]")
 
 
@@ -76,7 +78,7 @@ def trace(captured: fx.GraphModule, examples: Sequence[Any]) -> Template:
     # traced.
     above = not any(map(_is_functorch, captured.graph.nodes))
     try:
-        with real, preserve_node_meta(), enable_python_dispatcher():
+        with real, mode or nullcontext(), preserve_node_meta(), enable_python_dispatcher():
             module = make_fx(_Inlined(captured).run, pre_dispatch=above)(*fakes)
     except Exception as err:
         raise UnsupportedError(
@@ -123,7 +125,7 @@ def _source(node: fx.Node) -> str:
 
 
 def _name(source: str, otherwise: str) -> str:
-    return ".".join(_STEP.findall(source)) or otherwise
+    return ".".join(_STEP.findall(source) or _VARIABLE.findall(source)) or otherwise
 
 
 def _is_functorch(node: fx.Node) -> bool:
@@ -166,12 +168,7 @@ def bind(template: Template, root: Holder, names: Sequence[str]) -> fx.GraphModu
         names: of the weights, in ``root``.
     """
     weights = dict(zip(template.weights, names, strict=True))
-    prefixes = {
-        full.removesuffix(own)
-        for full, own in zip(names, template.names, strict=True)
-        if full.endswith(own)
-    }
-    prefix = prefixes.pop() if len(prefixes) == 1 else ""
+    prefix = home_of(template, names) or ""
     graph = fx.Graph()
     copies: dict[fx.Node, Any] = {}
     known: dict[str, fx.Node] = {}
@@ -193,7 +190,7 @@ def bind(template: Template, root: Holder, names: Sequence[str]) -> fx.GraphModu
             for part in str(node.target).split("."):
                 value = getattr(value, part)
             copies[node].target = add_constant(root, str(node.target), value)
-            if isinstance(value, Tensor) and "val" not in copies[node].meta:
+            if "val" not in copies[node].meta:
                 copies[node].meta["val"] = _fake_like(template, value)
         _name_modules(copies[node], prefix)
     module = fx.GraphModule(nn.Module(), fx.Graph())
@@ -203,21 +200,31 @@ def bind(template: Template, root: Holder, names: Sequence[str]) -> fx.GraphModu
     return module
 
 
-def _fake_like(template: Template, value: Tensor) -> Any:
+def home_of(template: Template, names: Sequence[str]) -> str | None:
+    """What the names of a frame's tensors lack in the whole model, with a dot; None: unclear."""
+    found = {
+        full.removesuffix(own)
+        for full, own in zip(names, template.names, strict=True)
+        if full.endswith(own)
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def _fake_like(template: Template, value: Any) -> Any:
     for node in template.graph.nodes:
-        if isinstance(node.meta.get("val"), torch._subclasses.FakeTensor):
+        if isinstance(value, Tensor) and isinstance(node.meta.get("val"), FakeTensor):
             return node.meta["val"].fake_mode.from_tensor(value, static_shapes=True)
     return value
 
 
-def _name_modules(node: fx.Node, prefix: str) -> None:
+def _name_modules(node: fx.Node, home: str) -> None:
     """Let the node's modules have the paths that they have in the whole model."""
-    stack = node.meta.get("nn_module_stack")
-    if stack:
-        node.meta["nn_module_stack"] = {
-            key: (prefix + re.sub(r"^[LG]\['\w+'\]\.?", "", path), kind)
-            for key, (path, kind) in stack.items()
-        }
+    stack = {} if not home else {"frame": (home.removesuffix("."), "")}
+    for key, (path, kind) in (node.meta.get("nn_module_stack") or {}).items():
+        full = home + re.sub(r"^[LG]\['\w+'\]\.?", "", path)
+        stack[key] = (full.removesuffix("."), kind)
+    if stack and node.op not in ("get_attr", "output"):
+        node.meta["nn_module_stack"] = stack
 
 
 def signature_of(module: fx.GraphModule) -> Signature:

@@ -14,13 +14,14 @@ from ..runtime.calibrate import calibrate
 from .access import View
 from .batches import cloned
 from .build import Program
+from .dynamo_trace import home_of
 from .holder import Holder
 from .inspected import Inspected
 
 if TYPE_CHECKING:
     from .dynamo_backend import Site
 
-Key = tuple[int, tuple[str, ...]]
+Key = tuple[int, str | tuple[str, ...]]
 
 
 class Piece(Inspected):
@@ -29,7 +30,9 @@ class Piece(Inspected):
     label: str
     """``frame/capture``, as in torch's own logs."""
     key: Key
-    """What was captured, on which weights: equal for a later capture of the same code."""
+    """What was captured, of which module: equal for a later capture of the same code."""
+    names: tuple[str, ...]
+    """Of its weights, in the model."""
     _site: weakref.ref[Site]
     _tables: list[tuple[Mapping[str, Any], str]]
     _is_new: bool
@@ -38,13 +41,15 @@ class Piece(Inspected):
         self, site: Site, names: tuple[str, ...], root: Holder, ctx: PassContext, program: Program
     ) -> None:
         super().__init__(nn.Module(), fx.Graph())
+        home = home_of(site.template, names)
         self._modules = root._modules
         self._parameters = root._parameters
         self._buffers = root._buffers
         self.__dict__.update(
             _root=root, _ctx=ctx, _program=program, _view=View("direct"), _is_new=True,
             _site=weakref.ref(site), _tables=[_table(root, name) for name in names],
-            label=site.template.label, key=(site.template.frame, names),
+            label=site.template.label, names=names,
+            key=(site.template.frame, names if home is None else home),
         )  # fmt: skip
         self.graph = program.graph
 
@@ -68,7 +73,7 @@ class Piece(Inspected):
         """True if the tensors that it is bound to are in the same places of ``root``."""
         return all(
             _table(root, name)[0] is table
-            for name, (table, _) in zip(self.key[1], self._tables, strict=True)
+            for name, (table, _) in zip(self.names, self._tables, strict=True)
         )
 
     def run(self, inputs: Sequence[Any]) -> Any:

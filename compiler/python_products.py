@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import traceback
+import weakref
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,7 +36,7 @@ class _Watch(TorchDispatchMode):
     """Notes each product with a parameter, or with what is computed from parameters alone."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.owners = {
             _memory(value): name for name, value in model.named_parameters() if value.dim() > 0
         }
@@ -79,15 +81,12 @@ def _user_line() -> str | None:
     return f"{users[-1].filename}:{users[-1].lineno}" if users else None
 
 
-def products_outside(
-    model: nn.Module, call: Callable[[], Any], seen: Collection[str]
-) -> tuple[CoverageRow, ...]:
-    """A row for each product of ``call`` with a weight that is in no graph.
+def products_outside(model: nn.Module, call: Callable[[], Any]) -> tuple[CoverageRow, ...]:
+    """A row for each product of ``call`` with a weight, in the name of its parameter.
 
     Args:
         model: whose weights they are.
         call: runs the model as it is.
-        seen: names of the parameters that graphs use.
     """
     fastpath = torch.backends.mha.get_fastpath_enabled()
     # The fused encoder layer hides its products.
@@ -100,22 +99,42 @@ def products_outside(
     return tuple(
         _row(name, op, f"runs in Python, between dynamo's graphs ({_FIX})", macs, line)
         for (name, op, line), macs in watch.found.items()
-        if name not in seen
     )
+
+
+@dataclass(slots=True)
+class Layer:
+    """One of torch's own layers in a model."""
+
+    module: weakref.ref[nn.Module]
+    names: tuple[str, ...]
+    """Of its weights, in the model."""
+    call: Callable[..., Any] | None = None
+    """It as a graph of its own, once it was needed."""
+
+
+def layers(model: nn.Module) -> list[Layer]:
+    """The layers of ``model`` that have weights."""
+    names = {id(value): name for name, value in model.named_parameters()}
+    found = []
+    for module in model.modules():
+        own = [names[id(p)] for p in module.parameters(recurse=False) if p.dim() > 1]
+        if own and isinstance(module, _LAYERS):
+            found.append(Layer(weakref.ref(module), tuple(own)))
+    return found
 
 
 def modules_outside(model: nn.Module, seen: Collection[str]) -> tuple[CoverageRow, ...]:
     """A row for each layer of ``model`` whose weights are in no graph so far."""
-    names = {id(value): name for name, value in model.named_parameters()}
-    rows = []
-    for module in model.modules():
-        if not isinstance(module, _LAYERS):
-            continue
-        own = [names[id(p)] for p in module.parameters(recurse=False) if p.dim() > 1]
-        if own and not any(name in seen for name in own):
-            reason = f"in no graph of dynamo's: it was not called, or ran in Python ({_FIX})"
-            rows.append(_row(own[0], type(module).__name__, reason, 0, None))
-    return tuple(rows)
+    reason = (
+        f"in no graph of dynamo's: not called, or called in Python ({_FIX}); "
+        "analogc.compile(model, inputs, capture='dynamo') makes a graph of a layer in Python"
+    )
+    return tuple(
+        _row(layer.names[0], type(layer.module()).__name__, reason, 0, None)
+        for layer in layers(model)
+        if not any(name in seen for name in layer.names)
+    )
 
 
 def _row(name: str, op: str, reason: str, macs: int, line: str | None) -> CoverageRow:

@@ -71,8 +71,16 @@ def _written(graph: fx.Graph) -> set[fx.Node]:
                 if at in found:
                     continue
                 found.add(at)
-                stack.extend(at.all_input_nodes)
+                if _may_alias(at.target):
+                    stack.extend(at.all_input_nodes)
     return found
+
+
+def _may_alias(target: Any) -> bool:
+    """Whether the result may be memory of an operand: then writing it writes the operand."""
+    if not isinstance(target, torch._ops.OpOverload) or target is aten._unsafe_view.default:
+        return True
+    return any(result.alias_info is not None for result in target._schema.returns)
 
 
 def _writes(node: fx.Node) -> list[fx.Node]:
