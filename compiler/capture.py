@@ -243,7 +243,7 @@ def _export(model: nn.Module, source: Source) -> ExportedProgram:
             traced = SymbolicTrace().trace(model)
         elif isinstance(source.method, SymbolicTrace):
             traced = source.method.trace(model)
-        with _quiet(model), _without_partial_graph():
+        with quiet(model), _without_partial_graph():
             exported = torch.export.export(
                 traced, args, kwargs, dynamic_shapes=shapes, strict=False
             )
@@ -262,7 +262,7 @@ def _export(model: nn.Module, source: Source) -> ExportedProgram:
 
 
 @contextlib.contextmanager
-def _quiet(model: nn.Module) -> Iterator[None]:
+def quiet(model: nn.Module) -> Iterator[None]:
     """Keep torch from logging what is raised as an error anyway; TORCH_LOGS still works."""
     loggers = [logging.getLogger(name) for name in _TALKERS]
     for logger in loggers:

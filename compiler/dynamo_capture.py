@@ -11,7 +11,7 @@ from torch import nn
 from ..runtime.errors import AnalogcError, UnsupportedError
 from ..runtime.guard import Access
 from .build import refuse_unsupported
-from .capture import BY_DYNAMO, ExportError, Source, user_line
+from .capture import BY_DYNAMO, ExportError, Source, quiet, user_line
 from .dynamo_backend import site
 from .dynamo_model import DynamoModel, log
 from .settings import Settings
@@ -49,7 +49,8 @@ def compile_pieces(
     compiled._caller.update(backend=lambda graph, examples: site(graph, examples, owner))
     compiled.__dict__["reason"] = None if because is None else because.message
     try:
-        compiled.capture()
+        with quiet(model):
+            compiled.capture()
     except Warning:
         raise
     except Exception as err:

@@ -403,6 +403,6 @@ class DynamoModel(CompiledModel):
 def _called(module: nn.Module) -> Callable[..., Any]:
     # Dynamo passes over code of torch's own that it meets in Python, but not when we call it.
     def call(*args: Any, **kwargs: Any) -> Any:
-        return module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return module._call_impl(*args, **kwargs)
 
     return call

@@ -29,7 +29,7 @@ class Net(nn.Module):
 
 def test_a_model_that_torch_compiled_is_taken_as_it_was() -> None:
     model = Net().eval()
-    wrapped = torch.compile(model, backend="eager")
+    wrapped: Any = torch.compile(model, backend="eager")
     compiled = analogc.compile(wrapped, (X,), target="ideal")
     assert list(compiled.state_dict()) == list(model.state_dict())
     torch.testing.assert_close(compiled(X), model(X))
@@ -54,7 +54,7 @@ def test_functions_and_classes_get_the_way_out(what: Any) -> None:
 
 @pytest.fixture
 def process_group(tmp_path: Any) -> Iterator[None]:
-    store = dist.FileStore(str(tmp_path / "store"), 1)
+    store = torch._C._distributed_c10d.FileStore(str(tmp_path / "store"), 1)
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     dist.destroy_process_group()
@@ -77,7 +77,7 @@ def test_data_parallel_and_fsdp_are_refused(process_group: None) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    sharded = fully_shard(Net(), mesh=init_device_mesh("cpu", (1,)))
+    sharded: Any = fully_shard(Net(), mesh=init_device_mesh("cpu", (1,)))
     with pytest.raises(UnsupportedError, match="wrapped by FSDPNet"):
         analogc.compile(sharded, (X,))
 

@@ -49,7 +49,7 @@ def test_leaves_make_a_model_traceable_and_still_go_analog(leaf: Any) -> None:
     model = Net().eval()
     how = analogc.SymbolicTrace(leaf_modules=[leaf], autowrap_functions=[pad_to_even])
     compiled = analogc.compile(model, (X,), target="ideal", capture=how, dynamic_shapes="batch")
-    assert [row.module for row in compiled.coverage.analog] == ["body.0.inner", "head"]
+    assert [row.reason for row in compiled.coverage.analog] == ["body.0.inner", "head"]
     for x in (X, torch.randn(5, 8)):
         torch.testing.assert_close(compiled(x), model(x))
     assert list(compiled.state_dict()) == list(model.state_dict())
