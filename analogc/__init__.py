@@ -8,6 +8,7 @@ print(compiled.coverage)    # what went analog, and why the rest did not
 
 from . import errors, targets
 from .compiler.archive import load
+from .compiler.attach import Attached, attach
 from .compiler.compile import compile, compiled_models
 from .compiler.coverage import CoverageReport
 from .compiler.model import CompiledModel
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DEFAULT_PASSES",
+    "Attached",
     "Calibration",
     "CompiledModel",
     "Converter",
@@ -36,6 +38,7 @@ __all__ = [
     "Target",
     "TileMapping",
     "TileSpec",
+    "attach",
     "compile",
     "compiled_models",
     "errors",

@@ -42,7 +42,7 @@ from .copying import new_uid
 from .graph_json import GraphReader, checked_name, checked_path, graph_to_json, read_atom
 from .holder import Holder, ModeFlag, hold, modules_of
 from .model import CompiledModel, Mode
-from .signature import ConstantLeaf, Leaf, Signature, TensorLeaf
+from .signature import ConstantLeaf, Leaf, NumberLeaf, Signature, TensorLeaf
 from .tree_json import parameters_from_json, parameters_to_json, tree_from_json, tree_to_json
 
 FORMAT = 2
@@ -152,6 +152,8 @@ def _signature_to_json(signature: Signature) -> dict[str, Any]:
         if isinstance(leaf, TensorLeaf):
             dtype = str(leaf.dtype).removeprefix("torch.")
             leaves.append({"name": name, "shape": list(leaf.shape), "dtype": dtype})
+        elif isinstance(leaf, NumberLeaf):
+            leaves.append({"name": name, "number": True})
         elif leaf.value is None or isinstance(leaf.value, bool | int | float | str):
             leaves.append({"name": name, "value": leaf.value})
         else:
@@ -461,7 +463,7 @@ def _signature_from_json(data: dict[str, Any]) -> Signature:
             shape = tuple(None if size is None else int(size) for size in leaf["shape"])
             leaves.append(TensorLeaf(shape, read_atom("dtype", leaf["dtype"])))
         else:
-            leaves.append(ConstantLeaf(leaf["value"]))
+            leaves.append(NumberLeaf() if "number" in leaf else ConstantLeaf(leaf["value"]))
     inputs = tree_from_json(data["in"])
     # fx writes the names of keyword inputs into code.
     for name in inputs.children()[1].context or ():

@@ -46,6 +46,8 @@ class Program:
     passes_seconds: float = 0.0
     """Time that the passes took."""
     function: Callable[..., Any] | None = None
+    guards: str | None = None
+    """What the graph relies on of the sizes of its inputs; see Captured."""
     """The graph as a function of the root holder and the flat inputs."""
 
 
@@ -67,6 +69,7 @@ def build(
     seconds = perf_counter() - start
     program = lower(captured.module, captured.signature, passes, ctx, check, seconds)
     forget_real_tensors(program.graph)
+    program.guards = captured.guards
     return program
 
 

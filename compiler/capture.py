@@ -6,16 +6,18 @@ import contextlib
 import inspect
 import io
 import logging
+import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import Dim, ExportedProgram
 from torch.nn.utils import prune
 from torch.nn.utils.rnn import PackedSequence
@@ -24,9 +26,11 @@ from torch.utils import _pytree as pytree
 from ..passes.emit import fake_mode
 from ..runtime.errors import InputError, UnsupportedError
 from .holder import Holder, add_constant, modules_of
+from .objects import is_registered, objects_in, register_objects, with_places
 from .signature import (
     ConstantLeaf,
     Leaf,
+    NumberLeaf,
     Signature,
     TensorLeaf,
     register_dataclasses,
@@ -36,10 +40,14 @@ from .symbolic import SymbolicTrace
 
 Method = Literal["auto", "export", "symbolic_trace", "dynamo"] | SymbolicTrace
 _METHODS = ("auto", "export", "symbolic_trace", "dynamo")
-_TALKERS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
+_TALKERS = (
+    "torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes",
+    "torch._export.non_strict_utils",
+)  # fmt: skip
 _FLAT_WEIGHTS = (
     r"The tensor attributes? (self[\w.]*\._flat_weights\[\d+\](, )?)+ (was|were) assigned"
 )
+_OF_MEMORY = re.compile(r"\.(stride|storage_offset)\(\)")
 _STDLIB = str(Path(inspect.__file__).parent)
 
 
@@ -72,6 +80,8 @@ class Captured:
 
     module: fx.GraphModule
     signature: Signature
+    guards: str | None = None
+    """What the graph relies on of the sizes of its inputs, as torch's ShapeEnv writes it."""
 
 
 def module_of(source: Source) -> nn.Module:
@@ -206,7 +216,7 @@ def capture(source: Source, root: Holder) -> Captured:
     _complete_fake_tensors(module, root)
     signature = _signature(module.graph, in_spec, out_spec, source)
     module.recompile()
-    return Captured(module, signature)
+    return Captured(module, signature, _guards(module.graph))
 
 
 @contextlib.contextmanager
@@ -225,15 +235,19 @@ def in_mode_of(model: nn.Module, root: Holder) -> Iterator[None]:
 
 def _export(model: nn.Module, source: Source) -> ExportedProgram:
     args, kwargs = source.args, source.kwargs
-    register_dataclasses((args, kwargs))
+    _register((args, kwargs))
     bound = _bind(model, args, kwargs)
     shapes = source.dynamic_shapes
     if shapes == "batch":
         args, kwargs = pytree.tree_map(_at_least_two, (args, kwargs))
-        shapes = {name: pytree.tree_map(_first_dim, value) for name, value in bound.items()}
+        shapes = {name: _shapes(value, _first_dim) for name, value in bound.items()}
+    elif shapes == "auto":
+        shapes = {name: _shapes(value, _every_dim) for name, value in bound.items()}
     elif isinstance(shapes, str):
-        raise InputError(f"dynamic_shapes must be 'batch' or as for torch.export, got {shapes!r}")
-    hook = model.register_forward_hook(lambda _m, _i, out: register_dataclasses(out))
+        raise InputError(
+            f"dynamic_shapes must be 'batch', 'auto' or as for torch.export, got {shapes!r}"
+        )
+    hook = model.register_forward_hook(_with_objects, with_kwargs=True)
     fastpath = torch.backends.mha.get_fastpath_enabled()
     # The fused encoder layer hides its linears from the graph.
     torch.backends.mha.set_fastpath_enabled(False)
@@ -243,7 +257,7 @@ def _export(model: nn.Module, source: Source) -> ExportedProgram:
             traced = SymbolicTrace().trace(model)
         elif isinstance(source.method, SymbolicTrace):
             traced = source.method.trace(model)
-        with quiet(model), _without_partial_graph():
+        with quiet(model), _without_partial_graph(), _all_named(traced, bound):
             exported = torch.export.export(
                 traced, args, kwargs, dynamic_shapes=shapes, strict=False
             )
@@ -261,6 +275,23 @@ def _export(model: nn.Module, source: Source) -> ExportedProgram:
     return exported
 
 
+def _register(value: Any) -> None:
+    register_dataclasses(value)
+    register_objects(value)
+
+
+def _with_objects(
+    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+) -> tuple[Any, list[Any]] | None:
+    """What the graph returns: the output, and the objects among the inputs as the model left them.
+
+    None if it is the output itself.
+    """
+    _register(out)
+    objects = objects_in((args, kwargs))
+    return (with_places(out, objects), objects) if objects else None
+
+
 @contextlib.contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
     """Keep torch from logging what is raised as an error anyway; TORCH_LOGS still works."""
@@ -272,6 +303,8 @@ def quiet(model: nn.Module) -> Iterator[None]:
             # Export takes the list in which torch's own LSTM and GRU keep their parameters for
             # tensors that the model forgot to register.
             warnings.filterwarnings("ignore", _FLAT_WEIGHTS, UserWarning)
+            # It looks at the gradients of inputs that another computation made, such as a cache.
+            warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor", UserWarning)
             if prune.is_pruned(model):
                 # Its hooks assign the masked weight; the graph holds the product.
                 warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)
@@ -299,6 +332,41 @@ def _is_no_complaint(record: logging.LogRecord) -> bool:
     return record.levelno < logging.WARNING
 
 
+@contextlib.contextmanager
+def _all_named(model: nn.Module, given: dict[str, Any]) -> Iterator[None]:
+    """Let the model's signature name what its ``**kwargs`` are ``given``.
+
+    Export counts dynamic shapes once with these in a dict of their own, and once without.
+    """
+    signature = inspect.signature(model.forward)
+    rest = _keyword_rest(signature)
+    extra = [name for name in given if name not in signature.parameters]
+    if rest is None or not extra:
+        yield
+        return
+    own, before = model.forward, vars(model).get("forward")
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return own(*args, **kwargs)
+
+    named = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in extra]
+    kept = [p for p in signature.parameters.values() if p is not rest]
+    flat = signature.replace(parameters=[*kept, *named])
+    forward.__signature__ = flat  # type: ignore[attr-defined]
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward
+        if before is not None:
+            model.forward = before
+
+
+def _keyword_rest(signature: inspect.Signature) -> inspect.Parameter | None:
+    kinds = signature.parameters.values()
+    return next((p for p in kinds if p.kind is inspect.Parameter.VAR_KEYWORD), None)
+
+
 def _at_least_two(value: Any) -> Any:
     # Export takes a dim of size 1 for a constant.
     if isinstance(value, Tensor) and value.dim() and value.shape[0] == 1:
@@ -307,14 +375,42 @@ def _at_least_two(value: Any) -> Any:
 
 
 def _bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by the names of the model's forward, those of its ``**kwargs`` among them."""
     try:
-        return inspect.signature(model.forward).bind(*args, **kwargs).arguments
+        signature = inspect.signature(model.forward)
+        bound = dict(signature.bind(*args, **kwargs).arguments)
     except (TypeError, ValueError) as err:
         raise InputError(f"example inputs do not fit the model's forward: {err}") from None
+    rest = _keyword_rest(signature)
+    bound.update(bound.pop(rest.name, {}) if rest is not None else {})
+    return bound
+
+
+def _shapes(value: Any, of_leaf: Callable[[Any], Any]) -> Any:
+    """``of_leaf`` of each leaf, in the structure that torch.export wants dynamic shapes in."""
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+        return type(value)(_shapes(item, of_leaf) for item in value)
+    if type(value) is dict:
+        return {name: _shapes(item, of_leaf) for name, item in value.items()}
+    node = pytree.SUPPORTED_NODES.get(type(value))
+    if node is not None:
+        if is_registered(value) and of_leaf is _every_dim:
+            of_leaf = _every_size
+        return [_shapes(item, of_leaf) for item in node.flatten_fn(value)[0]]
+    return of_leaf(value)
 
 
 def _first_dim(value: Any) -> Any:
     return {0: Dim.AUTO} if isinstance(value, Tensor) and value.dim() else None
+
+
+def _every_dim(value: Any) -> Any:
+    return dict.fromkeys(range(value.dim()), Dim.AUTO) if isinstance(value, Tensor) else None
+
+
+def _every_size(value: Any) -> Any:
+    """Of a leaf of an object: how often a cache was written may vary, too."""
+    return Dim.AUTO if type(value) is int else _every_dim(value)
 
 
 def _has_dynamic_input(exported: ExportedProgram) -> bool:
@@ -444,6 +540,23 @@ def _complete_fake_tensors(module: fx.GraphModule, root: Holder) -> None:
             node.meta["val"] = value
 
 
+def _is_number(value: Any) -> bool:
+    """True for a whole number that may vary."""
+    return isinstance(value, torch.SymInt) and static_size(value) is None
+
+
+def _guards(graph: fx.Graph) -> str | None:
+    values = (node.meta.get("val") for node in graph.nodes if node.op == "placeholder")
+    inputs = [v for v in values if isinstance(v, FakeTensor) or _is_number(v)]
+    env = fake_mode(graph).shape_env
+    if env is None:
+        return None
+    text: str | None = env.produce_guards_expression(inputs, ignore_static=True)
+    # Operators do not mind how an input lies in memory, and caches come as views.
+    parts = [part for part in (text or "").split(" and ") if not _OF_MEMORY.search(part)]
+    return " and ".join(parts) or None
+
+
 def _signature(
     graph: fx.Graph, in_spec: pytree.TreeSpec, out_spec: pytree.TreeSpec, source: Source
 ) -> Signature:
@@ -453,6 +566,9 @@ def _signature(
     for i, node in enumerate(n for n in graph.nodes if n.op == "placeholder"):
         value = node.meta.get("val")
         names.append(str(node.target))
+        if _is_number(value):
+            leaves.append(NumberLeaf())
+            continue
         if isinstance(value, Tensor):
             shape = tuple(map(static_size, value.shape))
             leaves.append(TensorLeaf(shape, value.dtype))
@@ -461,4 +577,6 @@ def _signature(
     parameters = None
     if isinstance(source.model, nn.Module) and not isinstance(source.model, fx.GraphModule):
         parameters = inspect.signature(source.model.forward)
-    return Signature.make(in_spec, out_spec, tuple(leaves), tuple(names), parameters)
+    given = pytree.tree_unflatten(examples, in_spec) if len(examples) == len(leaves) else ()
+    writes = isinstance(source.model, nn.Module) and bool(objects_in(given))
+    return Signature.make(in_spec, out_spec, tuple(leaves), tuple(names), parameters, writes)

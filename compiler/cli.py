@@ -264,7 +264,7 @@ def _inspect(args: argparse.Namespace) -> None:
             "inputs": [
                 {"name": name, "shape": list(leaf.shape), "dtype": str(leaf.dtype)[6:]}
                 if isinstance(leaf, TensorLeaf)
-                else {"name": name, "value": leaf.value}
+                else {"name": name, "value": getattr(leaf, "value", "any whole number")}
                 for name, leaf in inputs
             ],
             "coverage": model.coverage.to_dict(),

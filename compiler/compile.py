@@ -52,8 +52,9 @@ def compile(
         example_inputs: tuple of positional inputs; of an ExportedProgram its own are the default.
         kwargs: keyword inputs.
         target: name of a preset (``analogc.targets.names()``) or a Target.
-        dynamic_shapes: ``"batch"`` lets the first dim of every input vary; else as for
-            torch.export; None: shapes are those of the example inputs.
+        dynamic_shapes: ``"batch"`` lets the first dim of every input vary, ``"auto"`` every dim
+            that the model lets vary; else as for torch.export; None: shapes are those of the
+            example inputs.
         select: predicate ``LayerInfo -> analog``, or names and globs of layers to keep digital.
         capture: ``"auto"``: torch.export, and dynamo if that cannot; ``"export"`` or ``"dynamo"``:
             that one only; ``"symbolic_trace"`` or a SymbolicTrace with options: torch.fx symbolic

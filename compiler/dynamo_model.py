@@ -135,6 +135,10 @@ class DynamoModel(CompiledModel):
             )
         return out
 
+    def takes(self, *args: Any, **kwargs: Any) -> bool:
+        """True: dynamo captures what other inputs need."""
+        return True
+
     def _live_model(self) -> nn.Module:
         model = self._model()
         if model is None:

@@ -18,8 +18,8 @@ def marked(call: Call, source: Source) -> Call:
     args, kwargs = call
     shapes = source.dynamic_shapes
     assert isinstance(source.model, nn.Module), "an ExportedProgram has shapes of its own"
-    if shapes == "batch":
-        _mark((args, kwargs), {0: None}, everywhere=True)
+    if isinstance(shapes, str):
+        _mark((args, kwargs), {d: None for d in range(1 if shapes == "batch" else 8)}, True)
         return call
     bound = inspect.signature(source.model.forward).bind(*args, **kwargs).arguments
     each = shapes if isinstance(shapes, dict) else dict(zip(bound, shapes, strict=False))

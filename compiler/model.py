@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from ..passes.base import Pass, PassContext
 from ..passes.derive_weights import HOME
+from ..passes.emit import fake_mode
 from ..runtime.calibrate import calibrate
 from ..runtime.converters import is_number
 from ..runtime.errors import InputError, SyncError, UnsupportedError
@@ -29,6 +30,7 @@ from .capture import Source
 from .copying import copy_context, copy_programs
 from .holder import Holder, hold, mode_of, modules_of
 from .inspected import Inspected
+from .signature import ConstantLeaf
 from .structure import Structure
 from .tile_table import TileTable
 from .weights import WeightMap
@@ -103,7 +105,21 @@ class CompiledModel(Inspected):
             self._enter_mode()
         signature = self._program.signature
         flat = signature.flatten(args, kwargs)
-        return signature.unflatten(self._function(self._root, *flat))
+        return signature.unflatten(self._function(self._root, *flat), args, kwargs)
+
+    def takes(self, *args: Any, **kwargs: Any) -> bool:
+        """True if the current graph was captured for inputs like these: structure and sizes."""
+        try:
+            flat = self._program.signature.flatten(args, kwargs)
+        except InputError:
+            return False
+        guards = self._program.guards
+        if guards is None:
+            return True
+        env = fake_mode(self.graph).shape_env
+        leaves = self._program.signature.leaves
+        sized = [v for v, at in zip(flat, leaves, strict=True) if not isinstance(at, ConstantLeaf)]
+        return env is None or bool(env.evaluate_guards_expression(guards, sized))
 
     def recompile(self) -> Any:
         """Make the graph's function anew after a change of ``graph``."""

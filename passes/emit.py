@@ -49,6 +49,10 @@ class Emitter:
         with graph.inserting_before(self.anchor):
             node = graph.call_function(target, args)
         node.meta["val"] = evaluate(self.mode, target, args)
+        return self.named(node)
+
+    def named(self, node: fx.Node) -> fx.Node:
+        """``node``, with where it came from."""
         inherit(node, self.anchor, self.by)
         return node
 

@@ -21,7 +21,7 @@ from torch import fx
 from .base import FROM, Pass, PassContext, PassResult, finish
 from .canonicalize import CONVS, LINEAR
 from .emit import Emitter, take_place
-from .stationary import stationary_nodes
+from .stationary import is_pure, stationary_nodes
 
 aten = torch.ops.aten
 
@@ -63,6 +63,9 @@ def _fold(norm: fx.Node, fixed: set[fx.Node]) -> bool:
         return False
     assert isinstance(weight, fx.Node), "a layer has a tensor weight"
 
+    if _writes_between(before, norm):
+        return False  # the folded layer runs where the norm did, and must see the same input
+
     emit = Emitter(norm, FoldBatchNorm.name)
 
     def wide(value: object) -> fx.Node:
@@ -92,3 +95,12 @@ def _fold(norm: fx.Node, fixed: set[fx.Node]) -> bool:
     emit.replace(folded)
     take_place(folded, before)
     return True
+
+
+def _writes_between(first: fx.Node, last: fx.Node) -> bool:
+    node = first.next
+    while node is not last:
+        if node.op == "call_function" and not is_pure(node.target):
+            return True
+        node = node.next
+    return False

@@ -20,13 +20,14 @@ import itertools
 import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import fx
 
 from .base import Pass, PassContext, PassResult, finish
 from .canonicalize import LINEAR, stored_on_the_right
+from .copies import Copies
 from .emit import Emitter
 from .products import READERS, Labels, Operand, Product
 from .select_analog import aten, keep_digital, unfit
@@ -47,19 +48,20 @@ class LowerProducts(Pass):
     def __call__(self, module: fx.GraphModule, ctx: PassContext) -> PassResult:
         """Transform ``module`` in place."""
         fixed, live = stationary_nodes(module.graph), live_nodes(module.graph)
+        copies = Copies(module.graph, fixed)
         modified = False
         for node in list(module.graph.nodes):
             if node.op != "call_function" or node not in live or node.target not in READERS:
                 continue
-            if any(arg in fixed for arg in node.all_input_nodes):
-                modified |= _lower(node, fixed, self.experts)
+            if any(arg in fixed or arg in copies for arg in node.all_input_nodes):
+                modified |= _lower(node, fixed, copies, self.experts)
         return finish(module, modified)
 
 
-def _lower(node: fx.Node, fixed: set[fx.Node], experts: int) -> bool:
-    product = READERS[node.target](node)
+def _lower(node: fx.Node, fixed: set[fx.Node], copies: Copies, experts: int) -> bool:
+    product = _without_copies(READERS[node.target](node), fixed, copies, node)
     stored = [o for o in product.operands if o.node in fixed]
-    if len(stored) == len(product.operands):
+    if not stored or len(stored) == len(product.operands):
         return False
     if node.target is aten.matmul.default and all(len(o.labels) < 3 for o in stored):
         return False
@@ -85,6 +87,27 @@ def _lower(node: fx.Node, fixed: set[fx.Node], experts: int) -> bool:
     y = _contract(emit, operands, product.result, fixed)
     emit.replace(_epilogue(emit, y, product))
     return True
+
+
+def _without_copies(
+    product: Product, fixed: set[fx.Node], copies: Copies, node: fx.Node
+) -> Product:
+    """Stored operands without the copies of them that there are for each place of a live one."""
+    live = [o for o in product.operands if o.node not in fixed and o.node not in copies]
+    batch = {
+        label
+        for o in live
+        for label, size in zip(o.labels, o.node.meta["val"].shape, strict=True)
+        if label in product.result and not _is_one(size)
+    }
+    emit = Emitter(node, LowerProducts.name)
+    operands = [
+        Operand(copies.original(o.node, emit), o.labels)
+        if o.node in copies and all(o.labels[dim] in batch for dim in copies.dims[o.node])
+        else o
+        for o in product.operands
+    ]
+    return replace(product, operands=tuple(operands))
 
 
 def _epilogue(emit: Emitter, y: fx.Node, product: Product) -> fx.Node:
@@ -177,9 +200,14 @@ def _next_pair(
     stored = [o for o in operands if o.node in fixed]
     for x, w in itertools.product(live, stored):
         others = {label for o in operands if o is not x and o is not w for label in o.labels}
-        if (set(x.labels) & set(w.labels)) - others - set(result):
+        sums = (set(x.labels) & set(w.labels)) - others - set(result)
+        if any(not _is_one(_size(o, n)) for n in sums for o in (x, w)):
             return x, w
     return None
+
+
+def _size(operand: Operand, label: int) -> Any:
+    return operand.node.meta["val"].shape[operand.labels.index(label)]
 
 
 def _steps(

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from .canonicalize import CONVS, LINEAR
-from .products import READERS
+from .products import READERS, is_grouped
 
 aten = torch.ops.aten
 
@@ -21,8 +21,16 @@ RECURRENT = {
 """Recurrent layers and cells, with the kind of their steps."""
 
 
+MACS = "analogc_macs"
+"""Key of a node whose size depends on values, with its share of the work of what it came from."""
+
+
 def _hint(size: Any) -> int:
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+    """``size`` at the example shape; 1 if only the values tell it."""
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    hint = size.node.hint
+    return 1 if hint is None else int(hint)
 
 
 def _shape(node: Any) -> list[int]:
@@ -31,6 +39,8 @@ def _shape(node: Any) -> list[int]:
 
 def count_macs(node: fx.Node) -> int:
     """Multiply-accumulates of a node at the example shape; 0 if it is no product."""
+    if MACS in node.meta:
+        return int(node.meta[MACS])
     out = node.meta.get("val")
     operands: list[fx.Node] = []  # one that is given twice counts twice
     fx.node.map_arg(node.args, operands.append)
@@ -53,6 +63,8 @@ def count_macs(node: fx.Node) -> int:
         return results * shapes[2][1] * shapes[2][2]
     if node.target in READERS:
         return results * _summed(node)
+    if is_grouped(node):
+        return results * shapes[0][-1]
     if node.target in (aten.mm.default, aten.mv.default, aten.dot.default):
         return results * shapes[0][-1]
     return 0

@@ -15,7 +15,9 @@ from .canonicalize import Canonicalize
 from .derive_weights import DeriveWeights
 from .fold_batch_norm import FoldBatchNorm
 from .inline_regions import InlineRegions
+from .lower_attention import LowerAttention
 from .lower_bilinear import LowerBilinear
+from .lower_grouped_products import LowerGroupedProducts
 from .lower_products import LowerProducts
 from .lower_recurrent import LowerRecurrent
 from .lower_transposed_conv import LowerTransposedConv
@@ -26,6 +28,8 @@ from .verify import Verify, verify
 
 DEFAULT_PASSES: tuple[Pass, ...] = (
     InlineRegions(),
+    LowerAttention(),
+    LowerGroupedProducts(),
     LowerProducts(),
     LowerBilinear(),
     LowerRecurrent(),

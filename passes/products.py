@@ -113,3 +113,13 @@ READERS: dict[Any, Callable[[fx.Node], Product]] = {
     aten.tensordot.default: _tensordot,
     aten.inner.default: _inner,
 }
+
+GROUPED = ("aten::_grouped_mm", "transformers::grouped_mm_fallback")
+"""Names of the grouped product: rows in groups, and a matrix for each group. The second one is what
+transformers registers for where torch has no kernel."""
+
+
+def is_grouped(node: fx.Node) -> bool:
+    """True for a grouped product."""
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and target._schema.name in GROUPED

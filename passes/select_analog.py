@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Container
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -21,6 +21,7 @@ from .base import META, Pass, PassContext, PassResult, module_path
 from .canonicalize import CONVS, LINEAR
 from .inline_regions import subgraph
 from .macs import RECURRENT, count_macs
+from .products import READERS, is_grouped
 from .stationary import expression_key, leaves, live_nodes, stationary_nodes
 
 aten = torch.ops.aten
@@ -34,6 +35,27 @@ PRODUCTS = {
     aten.convolution.default, *RECURRENT,
 }  # fmt: skip
 """Multiply-accumulate work besides linear and conv."""
+
+_FACTORS: dict[Any, tuple[int, int]] = {
+    aten.addmm.default: (1, 3),
+    aten.bilinear.default: (0, 3),
+    aten.scaled_dot_product_attention.default: (0, 3),
+    aten.conv_transpose1d.default: (0, 2),
+    aten.conv_transpose2d.input: (0, 2),
+    aten.conv_transpose3d.input: (0, 2),
+    aten.convolution.default: (0, 2),
+}
+"""Where the arguments of a product are that it multiplies; if not here, all are."""
+
+_OWN = ("aten", "prims", "prim", "analogc")
+_VIEWS = {
+    aten.transpose.int, aten.permute.default, aten.mT.default, aten.to.dtype, aten.view.default,
+    aten.reshape.default, aten.unsqueeze.default, aten.squeeze.dim, aten.contiguous.default,
+    aten.clone.default,
+}  # fmt: skip
+_PICKS = {
+    aten.index.Tensor, aten.index_select.default, aten.gather.default, aten.embedding.default,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +118,21 @@ def _record(
         return None
     is_layer = node.target is LINEAR or node.target in CONVS
     macs = count_macs(node)
-    if not is_layer and node.target not in PRODUCTS:
+    if not is_layer and node.target not in PRODUCTS and not is_grouped(node):
+        if node in live and _is_foreign(node) and any(map(_is_matrix, _stored(node, fixed))):
+            reason = f"{node.target} is no operator of torch: what it does with what it has stored "
+            return Digital("unsupported", reason + "is not known", 0, path)
         return Digital("rule", "no multiply with a weight", 0, path)
     if node not in live:
         return Digital("rule", "computes a weight, no activation", 0, path)
-    operands = [arg for arg in node.all_input_nodes if arg in fixed]
+    factors = _factors(node)
+    operands = [arg for arg in factors if arg in fixed]
     if not is_layer:
+        if not operands and any(_is_picked(arg, fixed) for arg in factors):
+            reason = (
+                "an activation picks its matrices from a stored stack: sort the rows by matrix "
+            )
+            return Digital("unsupported", reason + "and use a grouped product", macs, path)
         if not operands:
             return Digital("rule", "activation x activation: nothing to store", macs, path)
         what = str(node.target).removesuffix(".default")
@@ -113,13 +144,48 @@ def _record(
         if weight in live:
             what = "activation x activation: nothing to store"
         return Digital("rule", what, macs, path)
-    reason = unfit(weight)
-    if reason is not None:
-        return Digital("rule", reason, macs, path)
+    misfit = unfit(weight)
+    if misfit is not None:
+        return Digital("rule", misfit, macs, path)
     info = _info(node, weight, names, path, macs)
     if ctx.select is not None and not ctx.select(info):
         return Digital("choice", "kept digital by select=", macs, path)
     return Analog(info, names.array(weight))
+
+
+def _stored(node: fx.Node, fixed: set[fx.Node]) -> list[fx.Node]:
+    return [arg for arg in node.all_input_nodes if arg in fixed]
+
+
+def _is_matrix(node: fx.Node) -> bool:
+    value = node.meta["val"]
+    return isinstance(value, torch.Tensor) and value.dim() >= 2 and value.is_floating_point()
+
+
+def _is_foreign(node: fx.Node) -> bool:
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and target.namespace not in _OWN
+
+
+def _is_picked(node: fx.Node, fixed: set[fx.Node]) -> bool:
+    """True for matrices that an index, which is no stored one, picks from a stored stack."""
+    while node.op == "call_function" and node.target in _VIEWS:
+        node = node.all_input_nodes[0]
+    if node.op != "call_function" or node.target not in _PICKS or node in fixed:
+        return False
+    stack = node.args[0]
+    return isinstance(stack, fx.Node) and stack in fixed and stack.meta["val"].dim() >= 3
+
+
+def _factors(node: fx.Node) -> list[fx.Node]:
+    """What a product multiplies: neither what it adds, nor the mask of an attention."""
+    reader = READERS.get(node.target)
+    if reader is not None:
+        return [operand.node for operand in reader(node).operands]
+    first, last = _FACTORS.get(node.target, (0, len(node.args)))
+    found: list[fx.Node] = []
+    fx.node.map_arg(node.args[first:last], found.append)
+    return found
 
 
 def keep_digital(node: fx.Node, reason: str, rule: str = "unsupported") -> None:

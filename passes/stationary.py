@@ -7,12 +7,20 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 aten = torch.ops.aten
 _NORMS_WITH_STATISTICS = {
     aten.batch_norm.default: (3, 4, 5),
     aten.instance_norm.default: (3, 4, 5),
 }
+_FRESH = {
+    aten.linear.default, aten.matmul.default, aten.batch_norm.default,
+    aten.layer_norm.default, aten.group_norm.default, aten.instance_norm.default,
+    *(getattr(aten, f"conv{n}d").default for n in (1, 2, 3)),
+    *(getattr(aten, f"conv{n}d").padding for n in (1, 2, 3)),
+}  # fmt: skip
+"""Operators made of others whose result is always memory of its own: no need to try."""
 _TRANSPOSES = {
     aten.t.default, aten.transpose.int, aten.permute.default, aten.numpy_T.default,
     aten.mT.default,
@@ -25,7 +33,7 @@ def stationary_nodes(graph: fx.Graph) -> set[fx.Node]:
     A buffer that the graph itself writes (running statistics in training mode) is not stationary,
     nor is anything computed from it, nor anything random.
     """
-    written = _written(graph)
+    written = written_nodes(graph)
     found: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op == "get_attr":
@@ -34,7 +42,7 @@ def stationary_nodes(graph: fx.Graph) -> set[fx.Node]:
         elif (
             node.op == "call_function"
             and node not in written
-            and _is_pure(node.target)
+            and is_pure(node.target)
             and all(arg in found for arg in node.all_input_nodes)
         ):
             found.add(node)
@@ -50,7 +58,8 @@ def live_nodes(graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
-def _is_pure(target: Any) -> bool:
+def is_pure(target: Any) -> bool:
+    """True for operators that write nothing and draw nothing random."""
     if target is operator.getitem:
         return True
     return (
@@ -60,8 +69,8 @@ def _is_pure(target: Any) -> bool:
     )
 
 
-def _written(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes whose memory some node of the graph may write."""
+def written_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes whose memory some node of the graph may write, by themselves or as another's view."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
         for arg in _writes(node):
@@ -71,16 +80,63 @@ def _written(graph: fx.Graph) -> set[fx.Node]:
                 if at in found:
                     continue
                 found.add(at)
-                if _may_alias(at.target):
-                    stack.extend(at.all_input_nodes)
+                stack.extend(_memory_of(at))
     return found
 
 
-def _may_alias(target: Any) -> bool:
-    """Whether the result may be memory of an operand: then writing it writes the operand."""
-    if not isinstance(target, torch._ops.OpOverload) or target is aten._unsafe_view.default:
-        return True
-    return any(result.alias_info is not None for result in target._schema.returns)
+def _memory_of(node: fx.Node) -> list[fx.Node]:
+    """Operands whose memory the results of ``node`` may share."""
+    if node.op != "call_function" or node.target in _FRESH:
+        return []
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return list(node.all_input_nodes)
+    if any(result.alias_info is not None for result in target._schema.returns):
+        shared = [_argument(node, i) for i, arg in enumerate(target._schema.arguments)
+                  if arg.alias_info is not None]  # fmt: skip
+        return [item for value in shared for item in _flat(value) if isinstance(item, fx.Node)]
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(
+        target.name(), "CompositeImplicitAutograd"
+    ):
+        return []  # a kernel of its own that declares no alias makes none
+    # What is made of other operators may be a view of an operand, such as dropout in eval mode.
+    operands = [a for a in node.all_input_nodes if isinstance(a.meta.get("val"), torch.Tensor)]
+    return [arg for arg in operands if _may_share(node, arg)]
+
+
+def _may_share(node: fx.Node, operand: fx.Node) -> bool:
+    """Try it on tensors without memory, which have storages all the same."""
+    made: dict[fx.Node, Any] = {}
+    try:
+        args, kwargs = fx.node.map_arg(
+            (node.args, node.kwargs), lambda arg: made.setdefault(arg, _like(arg.meta["val"]))
+        )
+        with torch.no_grad():
+            results = node.target(*args, **kwargs)  # type: ignore[operator]
+    except Exception:
+        return True  # cannot be tried
+    memory = made[operand].untyped_storage()._cdata
+    tensors = [value for value in pytree.tree_leaves(results) if isinstance(value, torch.Tensor)]
+    return any(value.untyped_storage()._cdata == memory for value in tensors)
+
+
+def _like(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        shape, strides = (list(map(_hint, x)) for x in (value.shape, value.stride()))
+        return torch.empty_strided(shape, strides, dtype=value.dtype, device="meta")
+    return _hint(value)
+
+
+def _hint(size: Any) -> Any:
+    return size.node.hint if isinstance(size, torch.SymInt) else size
+
+
+def _argument(node: fx.Node, index: int) -> Any:
+    """Value of the argument that has this place in the operator's schema."""
+    if index < len(node.args):
+        return node.args[index]
+    name = node.target._schema.arguments[index].name  # type: ignore[union-attr]
+    return node.kwargs.get(name)
 
 
 def _writes(node: fx.Node) -> list[fx.Node]:
@@ -94,8 +150,7 @@ def _writes(node: fx.Node) -> list[fx.Node]:
     for i, arg in enumerate(node.target._schema.arguments):
         if arg.alias_info is None or not arg.alias_info.is_write:
             continue
-        value = node.args[i] if i < len(node.args) else node.kwargs.get(arg.name)
-        out.extend(item for item in _flat(value) if isinstance(item, fx.Node))
+        out.extend(item for item in _flat(_argument(node, i)) if isinstance(item, fx.Node))
     return out
 
 

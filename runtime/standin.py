@@ -46,7 +46,11 @@ def find(tensor: Tensor) -> StandIn | None:
     """The stand-in whose operand ``tensor`` is or aliases; None for an ordinary tensor."""
     if tensor.dim() == 0 or any(tensor.stride()):
         return None
-    return _ALIVE.get(tensor.data_ptr())
+    try:
+        address = tensor.data_ptr()
+    except RuntimeError:  # a fake tensor has no memory
+        return None
+    return _ALIVE.get(address)
 
 
 def resolve(tensor: Tensor) -> Tensor:

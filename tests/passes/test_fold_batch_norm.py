@@ -286,3 +286,31 @@ def test_an_ideal_target_keeps_its_batch_norms(lower: Lower) -> None:
 
     assert lowered.run("fold-batch-norm") is False
     assert lowered.counts["aten.batch_norm"] == 1
+
+
+def test_a_layer_does_not_move_past_a_write_of_its_input(lower: Lower) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = pair(2).children()
+
+        def forward(self, x: Tensor) -> Any:
+            x = torch.relu(x)
+            y = self.conv(x)
+            x.mul_(2)
+            return self.norm(y), x
+
+    lowered = lower(Model().eval(), torch.randn(INPUTS[2], dtype=torch.float64))
+    lowered.run(BEFORE)
+
+    assert lowered.run("fold-batch-norm") is False
+
+
+def test_a_norm_before_an_inplace_activation_is_folded(lower: Lower) -> None:
+    model = nn.Sequential(*pair(2), nn.ReLU(inplace=True))
+    x = torch.randn(INPUTS[2], dtype=torch.float64)
+    lowered = lower(model.eval(), x)
+    lowered.run(BEFORE)
+
+    assert lowered.run("fold-batch-norm") is True
+    assert not lowered.nodes("aten.batch_norm")

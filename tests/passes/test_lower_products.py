@@ -109,6 +109,28 @@ FORMS = {
         lambda m, x: torch.addbmm(m.b, x, m.W), ((2, 3, 4),), {"W": (2, 4, 5), "b": (3, 5)},
         1, 120, False,
     ),
+    # copies of a stored operand
+    "expanded": Form(
+        lambda m, x: torch.bmm(x, m.W.expand(x.shape[0], -1, -1)), ((7, 3, 4),), {"W": (4, 5)},
+        1, 420,
+    ),
+    "expanded-twice": Form(
+        lambda m, x: m.W.unsqueeze(1).expand(-1, 6, -1, -1).expand(x.shape[0], *[-1] * 4) @ x,
+        ((7, 3, 6, 4, 2),), {"W": (3, 5, 4)}, 3, 7 * 3 * 6 * 5 * 4 * 2,
+    ),
+    "expanded-matmul": Form(
+        lambda m, x: x @ m.W.expand(x.shape[0], 4, 5).contiguous(), ((7, 3, 4),), {"W": (4, 5)},
+    ),
+    "repeated": Form(
+        lambda m, x: torch.bmm(m.W.repeat(x.shape[0], 1, 1), x), ((7, 4, 3),), {"W": (1, 5, 4)},
+    ),
+    "broadcast-columns": Form(
+        lambda m, x: torch.einsum("bi,ij->bj", x, m.W.expand(4, 5)), ((7, 4),), {"W": (4, 1)},
+    ),
+    "repeated-in-place": Form(
+        lambda m, x: torch.bmm(x, m.W.repeat(1, 2, 1)), ((2, 3, 8),), {"W": (2, 4, 5)}, 2, 240,
+        False,
+    ),
     "tensordot": Form(
         lambda m, x: torch.tensordot(x, m.W, dims=([1, -1], [2, 0])),
         ((2, 3, 4),), {"W": (4, 5, 3)}, 1, 120,

@@ -460,3 +460,26 @@ def test_views_and_bookkeeping_compute_nothing(lower: Lower, make: Make) -> None
     lowered = lower(model, torch.randn(3, 4))
 
     assert [n.name for n in lowered.module.graph.nodes if is_compute(n)] == ["mul"]
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda m, x: F.scaled_dot_product_attention(x, x, x, attn_mask=m.W),
+        lambda m, x: torch.addmm(m.W, x[0], x[0].t()),
+        lambda m, x: torch.baddbmm(m.W, x, x.mT),
+    ],
+)
+def test_what_is_only_added_to_a_product_is_no_stored_operand(
+    product: Any, lower: Lower, make: Make
+) -> None:
+    lowered = lower(make(product, W=torch.randn(6, 6)), torch.randn(2, 6, 4))
+    lowered.run("inline-regions,lower-products", BEFORE, "select-analog")
+
+    (record,) = (
+        record
+        for node in lowered.module.graph.nodes
+        if isinstance(record := node.meta.get(META), Digital) and record.macs
+    )
+    assert record.rule == "rule"
+    assert record.reason == "activation x activation: nothing to store"

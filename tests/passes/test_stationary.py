@@ -119,6 +119,48 @@ def test_writing_a_result_is_not_writing_what_it_was_computed_from() -> None:
     assert stationary_nodes(graph) == {weight}
 
 
+VIEWS: dict[str, Any] = {
+    "view": lambda w: w.view(-1),
+    "dropout": lambda w: F.dropout(w, 0.5, training=False),
+    "type_as": lambda w: w.type_as(torch.zeros(1)),
+    "contiguous": lambda w: w.contiguous(),
+    "einsum": lambda w: torch.einsum("ij->ji", w),
+    "broadcast": lambda w: torch.broadcast_tensors(w, torch.ones(1))[0],
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_writing_what_may_be_a_view_is_writing_its_base(name: str, lower: Lower) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.randn(4, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            VIEWS[name](self.table).mul_(2)
+            y: Tensor = x @ self.table  # type: ignore[operator]
+            return y
+
+    lowered = lower(Model(), torch.randn(2, 4))
+
+    assert "table" not in {n.target for n in stationary_nodes(lowered.module.graph)}
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(2, 4, 3), nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)), nn.Linear(6, 4),
+        nn.Sequential(nn.Conv2d(2, 4, 3, padding="same"), nn.ReLU6(), nn.AdaptiveAvgPool2d(2)),
+        nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4)), nn.ConvTranspose2d(2, 4, 3),
+    ],
+)  # fmt: skip
+def test_writing_a_result_leaves_the_weight_alone(layer: nn.Module, lower: Lower) -> None:
+    lowered = lower(nn.Sequential(layer, nn.ReLU(inplace=True)).eval(), torch.randn(3, 2, 6, 6))
+
+    tensors = set(lowered.module.graph.find_nodes(op="get_attr"))
+    assert tensors and tensors <= stationary_nodes(lowered.module.graph)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_statistics_are_stationary_in_eval_mode_only(training: bool, lower: Lower) -> None:
     lowered = lower(nn.BatchNorm1d(3).train(training), torch.randn(4, 3))
