@@ -91,11 +91,12 @@ class Attached:
     def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CompiledModel:
         first = self._first
         if first is None:
-            options = {"dynamic_shapes": "auto", **self._options}
-            self._first = compile(self._model, args, kwargs, **options)
+            # Only a whole graph can stand for the forward that it replaces.
+            defaults = {"dynamic_shapes": "auto", "capture": "export"}
+            self._first = compile(self._model, args, kwargs, **{**defaults, **self._options})
             return self._first
         shapes = self._options.get("dynamic_shapes", "auto")
-        source = Source(self._model, args, kwargs, shapes, self._options.get("capture", "auto"))
+        source = Source(self._model, args, kwargs, shapes, self._options.get("capture", "export"))
         check_source(source)
         root = hold(self._model)
         ranges = first._root.get_submodule(f"{HOME}.ranges")

@@ -13,7 +13,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.graph import CodeGen
 
 from ..passes.base import Pass, PassContext
 from ..passes.derive_weights import HOME
@@ -21,7 +20,6 @@ from ..passes.emit import fake_mode
 from ..runtime.calibrate import calibrate
 from ..runtime.converters import is_number
 from ..runtime.errors import InputError, SyncError, UnsupportedError
-from ..runtime.fast import CALLS
 from ..runtime.guard import Access
 from ..runtime.target import Calibration
 from ..runtime.tiles import Programmed
@@ -40,9 +38,6 @@ from .weights import WeightMap
 Mode = tuple[bool, ...]
 
 
-OPERATORS = {call: operator for operator, call in CALLS.items()}
-
-
 class CompiledModel(Inspected):
     """A model whose linear and conv work runs on simulated analog tiles.
 
@@ -57,7 +52,6 @@ class CompiledModel(Inspected):
     _data: Iterable[Any] | None
     _check: bool
     _structure: Structure
-    _function: Callable[..., Any]
 
     def __init__(
         self,
@@ -129,34 +123,17 @@ class CompiledModel(Inspected):
 
     def recompile(self) -> Any:
         """Make the graph's function anew after a change of ``graph``."""
-        # The function takes and gives flat lists, and calls layers by the shortest way; the graph's
-        # own codegen knows the structure, for fx.Interpreter and torch.export.
-        structured = self._graph._codegen
-        self._graph._codegen = CodeGen()
-        kind = type(self)
-        layers = [node for node in self._graph.nodes if node.target in CALLS]
-        try:
-            for node in layers:
-                node.target = CALLS[node.target]
-            super().recompile()
-        finally:
-            for node in layers:
-                node.target = OPERATORS.get(node.target, node.target)
-        function = kind.__dict__["forward"]
         code = super().recompile()
-        self._graph._codegen = structured
-        # fx puts the graph's function and its own __call__ on the class made for this object;
-        # ours go first, and call that function with the root holder for its self.
-        self.__dict__["_function"] = function
-        forward = _own_copy(CompiledModel.forward)
         program = self.__dict__.get("_program")
-        if program is not None and program.signature.parameters is not None:
-            # What the model's own forward takes, for help() and for whoever looks at it.
-            forward.__signature__ = _as_method(program.signature.parameters)
-        setattr(kind, "forward", forward)  # noqa: B010
-        if "__call__" in kind.__dict__:
-            del kind.__call__
+        self._own_forward(program.signature.parameters if program is not None else None)
         return code
+
+    def _own_forward(self, signature: inspect.Signature | None) -> None:
+        forward = _own_copy(type(self).forward)
+        if signature is not None:
+            # What the model's own forward takes, for help() and for whoever looks at it.
+            forward.__signature__ = _as_method(signature)
+        setattr(type(self), "forward", forward)  # noqa: B010
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training (or eval) mode; captures that mode's graph if there is none yet.

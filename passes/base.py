@@ -62,6 +62,8 @@ class PassContext:
     """Name of the range buffers of each use of an array."""
     first_tile: dict[str, int] = field(default_factory=dict)
     """Id of the first tile of each array."""
+    frame: str = ""
+    """Which of several graphs of a model is compiled; each has its own converter ranges."""
     tiles: int = 0
     """Number of tile ids given out."""
 

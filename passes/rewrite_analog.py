@@ -76,11 +76,12 @@ def _rewrite(node: fx.Node, mapping: TileMapping, use: int, ctx: PassContext) ->
     table = ctx.root.get_submodule(f"{HOME}.ranges")
     assert isinstance(table, RangeTable), "the root holds a range table"
     label = mapping.array if use == 1 else f"{mapping.array}@{use}"
-    if label not in ctx.range_names:
+    place = f"{ctx.frame}:{label}" if ctx.frame else label
+    if place not in ctx.range_names:
         # W~2 and W@2 are different things, and so may a.b and a_b be.
-        ctx.range_names[label] = free_name(label, ctx.range_names.values())
+        ctx.range_names[place] = free_name(label, ctx.range_names.values())
     buffers = table.add(
-        ctx.range_names[label], spec, mapping.weight_shape[0], weight.meta["val"].device
+        ctx.range_names[place], spec, mapping.weight_shape[0], weight.meta["val"].device
     )
     ranges: list[fx.Node | None] = []
     with graph.inserting_before(node):

@@ -23,7 +23,7 @@ class RangeTable(nn.Module):
         """Make the buffers of a layer; returns their names (None: the layer needs none).
 
         Fixed ranges are filled in; ranges to be calibrated start as NaN. Buffers that another
-        graph of the same model made are kept as they are.
+        graph of the same model made are kept as they are, if they are for as many blocks.
         """
         found: list[str | None] = []
         blocks = len(spec.blocks)
@@ -40,7 +40,8 @@ class RangeTable(nn.Module):
             elif converter.range != "calibrated":
                 value.fill_(converter.range)
             buffer = f"{name}_{suffix}"
-            if buffer not in self._buffers:
+            known = self._buffers.get(buffer)
+            if known is None or known.shape != value.shape:
                 self.register_buffer(buffer, value, persistent=False)
             found.append(buffer)
         return found[0], found[1]
