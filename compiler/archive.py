@@ -34,6 +34,7 @@ from ..runtime.guard import checked_access
 from ..runtime.mapping import TileMapping
 from ..runtime.noise import NoiseKey, NoiseSource
 from ..runtime.reference import flat_weight
+from ..runtime.regions import kept_modes
 from ..runtime.spec import parse
 from ..runtime.target import Target
 from ..runtime.tiles import Programmed, TileArray, store
@@ -416,7 +417,7 @@ def _restore_values(
                 torch.empty(shape, dtype=read_atom("dtype", value["dtype"]), device=device)
             )
     # Some operators take sizes that are symbols by their Python implementation only.
-    with enable_python_dispatcher():
+    with enable_python_dispatcher(), kept_modes():
         _Shapes(fx.GraphModule(root, graph), mode).propagate_dont_convert_inputs(*inputs)
     forget_real_tensors(graph)
 

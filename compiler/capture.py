@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from ..passes.emit import fake_mode
 from ..runtime.errors import InputError, UnsupportedError
+from . import checkpointing
 from .holder import Holder, add_constant, modules_of
 from .signature import (
     ConstantLeaf,
@@ -36,6 +37,7 @@ _TALKERS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_sha
 _FLAT_WEIGHTS = (
     r"The tensor attributes? (self[\w.]*\._flat_weights\[\d+\](, )?)+ (was|were) assigned"
 )
+_ASSERTION = torch.ops.aten._assert_tensor_metadata.default
 _STDLIB = str(Path(inspect.__file__).parent)
 
 
@@ -144,6 +146,8 @@ def capture(source: Source, root: Holder) -> Captured:
     info = module.graph._codegen.pytree_info  # type: ignore[attr-defined]
     in_spec, out_spec = info.in_spec, info.out_spec
     module._forward_pre_hooks.clear()
+    checkpointing.mark(module)
+    _drop_assertions(module)
     module.graph.eliminate_dead_code()
     for node in list(module.graph.nodes):
         if node.op == "get_attr" and not node.users:
@@ -153,6 +157,14 @@ def capture(source: Source, root: Holder) -> Captured:
     signature = _signature(module.graph, in_spec, out_spec, source)
     module.recompile()
     return Captured(module, signature)
+
+
+def _drop_assertions(module: nn.Module) -> None:
+    """Let values have another dtype than in the trace: under autocast, and after ``.to(dtype)``."""
+    for part in module.modules():
+        if isinstance(part, fx.GraphModule):
+            for node in part.graph.find_nodes(op="call_function", target=_ASSERTION):
+                part.graph.erase_node(node)
 
 
 @contextlib.contextmanager
@@ -185,7 +197,7 @@ def _export(model: nn.Module, source: Source) -> ExportedProgram:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         traced = fx.symbolic_trace(model) if source.method == "symbolic_trace" else model
-        with _quiet(model):
+        with _quiet(model), checkpointing.in_sight():
             exported = torch.export.export(
                 traced, args, kwargs, dynamic_shapes=shapes, strict=False
             )

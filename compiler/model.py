@@ -31,6 +31,7 @@ from .capture import Source
 from .copying import copy_context, copy_programs
 from .holder import Holder, hold, mode_of, modules_of
 from .inspected import Inspected
+from .region_code import RegionCode, has_regions
 from .structure import Structure
 from .tile_table import TileTable
 from .weights import WeightMap
@@ -116,7 +117,8 @@ class CompiledModel(Inspected):
         # The function takes and gives flat lists, and calls layers by the shortest way; the graph's
         # own codegen knows the structure, for fx.Interpreter and torch.export.
         structured = self._graph._codegen
-        self._graph._codegen = CodeGen()
+        graph = self._graph
+        self._graph._codegen = RegionCode(graph) if has_regions(graph) else CodeGen()
         kind = type(self)
         layers = [node for node in self._graph.nodes if node.target in CALLS]
         try:
