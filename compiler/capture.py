@@ -23,6 +23,7 @@ from ..passes.emit import fake_mode
 from ..runtime.errors import InputError, UnsupportedError
 from . import checkpointing
 from .holder import Holder, add_constant, modules_of
+from .home import Home, home_of, moved
 from .signature import (
     ConstantLeaf,
     Leaf,
@@ -50,6 +51,15 @@ class Source:
     kwargs: dict[str, Any]
     dynamic_shapes: Any = None
     method: Method = "auto"
+    home: Home | None = None
+    """Where the model lived when it was compiled, and its inputs with it."""
+
+    def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The example inputs, where the model lives now."""
+        if self.home is None or not isinstance(self.model, nn.Module):
+            return self.args, self.kwargs
+        args, kwargs = moved((self.args, self.kwargs), self.home, home_of(self.model))
+        return args, kwargs
 
     @property
     def fixed(self) -> bool:
@@ -159,6 +169,16 @@ def capture(source: Source, root: Holder) -> Captured:
     return Captured(module, signature)
 
 
+@contextlib.contextmanager
+def _plain_precision() -> Iterator[None]:
+    """Without the caller's autocast, which a call follows in its own time."""
+    with contextlib.ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
 def _drop_assertions(module: nn.Module) -> None:
     """Let values have another dtype than in the trace: under autocast, and after ``.to(dtype)``."""
     for part in module.modules():
@@ -182,7 +202,7 @@ def _in_mode_of(model: nn.Module, root: Holder) -> Iterator[None]:
 
 
 def _export(model: nn.Module, source: Source) -> ExportedProgram:
-    args, kwargs = source.args, source.kwargs
+    args, kwargs = source.inputs()
     register_dataclasses((args, kwargs))
     bound = _bind(model, args, kwargs)
     shapes = source.dynamic_shapes
@@ -197,7 +217,7 @@ def _export(model: nn.Module, source: Source) -> ExportedProgram:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         traced = fx.symbolic_trace(model) if source.method == "symbolic_trace" else model
-        with _quiet(model), checkpointing.in_sight():
+        with _quiet(model), checkpointing.in_sight(), _plain_precision():
             exported = torch.export.export(
                 traced, args, kwargs, dynamic_shapes=shapes, strict=False
             )

@@ -23,6 +23,7 @@ from .build import build
 from .capture import Method, Source, check_source, module_of
 from .copying import new_uid
 from .holder import hold, mode_of
+from .home import home_of
 from .model import CompiledModel
 
 Select = Callable[[LayerInfo], bool] | str | Iterable[str]
@@ -80,6 +81,7 @@ def compile(
         raise InputError("example_inputs are missing", fix="compile(model, (x,))")
     source = Source(model, example_inputs, kwargs or {}, dynamic_shapes, capture)
     check_source(source)
+    source.home = home_of(model) if isinstance(model, nn.Module) else None
     _check_digital(model)
     target = targets.get(target) if isinstance(target, str) else target
     if not isinstance(target, Target):

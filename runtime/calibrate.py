@@ -214,6 +214,12 @@ def _is_set(root: torch.nn.Module, node: fx.Node) -> bool:
     return not any(value is not None and bool(value.isnan().any()) for value in ranges)
 
 
+def is_uncalibrated(graph: fx.Graph, root: torch.nn.Module) -> bool:
+    """Whether a layer of ``graph`` has ranges that were never chosen."""
+    layers = [node for node in graph.nodes if node.op == "call_function" and node.target in _OPS]
+    return not all(_is_set(root, node) for node in layers)
+
+
 def _buffer(root: torch.nn.Module, node: Any) -> Tensor | None:
     if node is None:
         return None

@@ -21,7 +21,7 @@ _PLAIN = (Tensor, nn.Parameter)
 
 def _is_alone(x: Any, weight: Any, bias: Any) -> bool:
     """Whether the call needs nothing of the dispatcher."""
-    if type(x) is not Tensor or type(weight) not in _PLAIN:
+    if type(x) is not Tensor or type(weight) not in _PLAIN or x.is_meta:
         return False
     if torch.is_grad_enabled() and (
         x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
