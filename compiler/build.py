@@ -14,6 +14,7 @@ from ..passes.base import META, Pass, PassContext
 from ..passes.emit import forget_real_tensors
 from ..passes.select_analog import Analog
 from ..runtime.errors import UnsupportedError
+from ..runtime.regions import plain_precision
 from .capture import Source, capture
 from .coverage import CoverageReport
 from .holder import Holder
@@ -46,6 +47,7 @@ class Program:
     """The graph as a function of the root holder and the flat inputs."""
 
 
+@plain_precision()
 def build(
     source: Source,
     root: Holder,

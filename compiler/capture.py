@@ -20,8 +20,9 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from ..passes.emit import fake_mode
+from ..passes.inline_regions import writes
 from ..runtime.errors import InputError, UnsupportedError
-from . import checkpointing
+from . import checkpointing, standins
 from .holder import Holder, add_constant, modules_of
 from .home import Home, home_of, moved
 from .signature import (
@@ -158,7 +159,8 @@ def capture(source: Source, root: Holder) -> Captured:
     module._forward_pre_hooks.clear()
     checkpointing.mark(module)
     _drop_assertions(module)
-    module.graph.eliminate_dead_code()
+    # A no_grad block that only writes has no users.
+    module.graph.eliminate_dead_code(lambda node: node.is_impure() or writes(node, module))
     for node in list(module.graph.nodes):
         if node.op == "get_attr" and not node.users:
             module.graph.erase_node(node)
@@ -167,16 +169,6 @@ def capture(source: Source, root: Holder) -> Captured:
     signature = _signature(module.graph, in_spec, out_spec, source)
     module.recompile()
     return Captured(module, signature)
-
-
-@contextlib.contextmanager
-def _plain_precision() -> Iterator[None]:
-    """Without the caller's autocast, which a call follows in its own time."""
-    with contextlib.ExitStack() as stack:
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
-        yield
 
 
 def _drop_assertions(module: nn.Module) -> None:
@@ -217,7 +209,7 @@ def _export(model: nn.Module, source: Source) -> ExportedProgram:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         traced = fx.symbolic_trace(model) if source.method == "symbolic_trace" else model
-        with _quiet(model), checkpointing.in_sight(), _plain_precision():
+        with _quiet(model), checkpointing.in_sight(), standins.in_place(model):
             exported = torch.export.export(
                 traced, args, kwargs, dynamic_shapes=shapes, strict=False
             )

@@ -398,12 +398,19 @@ class CompiledModel(Inspected):
             values = {"method": how.method, "percentile": how.percentile, **given}
             how = Calibration(**values)  # type: ignore[arg-type]
         self._require_weights()
+        if data is not None and self._data is None and not self._has_examples():
+            # The graph of the other mode will want it too.
+            self.__dict__["_data"] = data = data if isinstance(data, Sequence) else list(data)
         return self._calibrate(self._data if data is None else data, how, only_missing=False)
+
+    def _has_examples(self) -> bool:
+        source = self._source
+        return source is not None and is_real((source.args, source.kwargs))
 
     def _calibrate(self, data: Iterable[Any] | None, how: Calibration, only_missing: bool) -> int:
         signature = self._program.signature
         source = self._source
-        if data is None and source is not None and is_real((source.args, source.kwargs)):
+        if data is None and source is not None and self._has_examples():
             data = Mapped([source.inputs()], cloned)
         elif data is None:
             if only_missing:

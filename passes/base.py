@@ -27,6 +27,8 @@ LOOP = "analogc_loop"
 """Key of a layer that is one step of a loop, with the loop's name: the steps that use one weight
 share its converter ranges."""
 
+STORED = "analogc_stored"
+"""Key of a digital node with a computed operand that is to be kept, as a weight is: its position."""
 AUTOCAST = "analogc_autocast"
 """Key of a node inside an autocast region: the arguments of torch.autocast."""
 CHECKPOINT = "analogc_checkpoint"

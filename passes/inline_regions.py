@@ -99,6 +99,14 @@ def subgraph(node: Any, root: torch.nn.Module) -> fx.GraphModule | None:
     return at if isinstance(at, fx.GraphModule) else None
 
 
+def writes(node: fx.Node, root: torch.nn.Module) -> bool:
+    """Whether ``node`` is a region that may write something in place."""
+    if node.target not in _KINDS:
+        return False
+    module = subgraph(_KINDS[node.target](node).reference, root)
+    return module is not None and _writes(module.graph)
+
+
 def _inline(node: fx.Node, ctx: PassContext) -> list[fx.Node]:
     """Put the nodes of a region in the place of ``node``; returns the regions inside."""
     region = _KINDS[node.target](node)

@@ -101,6 +101,8 @@ def _record(
     if node not in live:
         return Digital("rule", "computes a weight, no activation", 0, path)
     operands = [arg for arg in node.all_input_nodes if arg in fixed]
+    if node.target is aten.scaled_dot_product_attention.default:
+        operands = [arg for arg in node.args[:3] if arg in fixed]  # a mask is no factor
     if not is_layer:
         if not operands:
             return Digital("rule", "activation x activation: nothing to store", macs, path)

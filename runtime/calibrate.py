@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import operator
@@ -23,7 +22,7 @@ from .mapping import TileMapping
 from .mvm import Geometry, geometry
 from .noise import NoiseKey
 from .ops import NAMES, digital
-from .regions import kept_modes
+from .regions import kept_modes, plain_precision
 from .spec import LayerSpec, parse
 from .standin import resolve
 from .target import Calibration
@@ -120,19 +119,11 @@ class _Interpreter(fx.Interpreter):
             # The steps of a loop have one set of ranges, chosen from what all of them see.
             ranges = tuple(arg.target if isinstance(arg, fx.Node) else None for arg in n.args[3:5])
             owner = self.owners.setdefault(ranges, n)
-            with _plain_mode(args[0].device.type):
+            with plain_precision(), torch.no_grad():
                 if owner not in self.observers:
                     self.observers[owner] = _Observer(parse(args[-2]), args)
                 self.observers[owner].add(args[0], args[1].dim())
         return digital(_OPS[n.target], args)
-
-
-@contextlib.contextmanager
-def _plain_mode(device: str) -> Iterator[None]:
-    """What is observed is computed neither in a region's precision nor with gradients."""
-    kind = device if torch.amp.is_autocast_available(device) else "cpu"
-    with torch.no_grad(), torch.autocast(kind, enabled=False):
-        yield
 
 
 def calibrate(
@@ -169,7 +160,7 @@ def calibrate(
     devices = {b.device for b in root.parameters() if b.device.type == "cuda"}
     count = 0
     try:
-        with kept_modes(), torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+        with kept_modes(), plain_precision(), torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
             for batch in with_progress(batches, "calibrating"):
                 interpreter.run(*batch, enable_io_processing=False)
                 count += 1

@@ -54,8 +54,17 @@ conv1d = _make("conv1d", ops.conv_kernel)
 conv2d = _make("conv2d", ops.conv_kernel)
 conv3d = _make("conv3d", ops.conv_kernel)
 
-CALLS = {
-    getattr(torch.ops.analogc, call.__name__).default: call
-    for call in (linear, conv1d, conv2d, conv3d)
+
+def size_of(x: Tensor, dim: int) -> Any:
+    """``aten.sym_size.int``, which has no form under vmap."""
+    return x.size(dim)
+
+
+CALLS: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.sym_size.int: size_of,
+    **{
+        getattr(torch.ops.analogc, call.__name__).default: call
+        for call in (linear, conv1d, conv2d, conv3d)
+    },
 }
 """What to call for each operator."""

@@ -79,6 +79,16 @@ def kept_modes() -> Iterator[None]:
         torch.set_autocast_cache_enabled(cache)
 
 
+@contextlib.contextmanager
+def plain_precision() -> Iterator[None]:
+    """Without the caller's autocast, which calls of the compiled model follow in their own time."""
+    with contextlib.ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
 def run_checkpointed(keys: Sequence[str], function: Callable[..., Any], *inputs: Any) -> Any:
     """``function(*inputs)``, keeping only ``inputs`` for the backward pass.
 
