@@ -34,7 +34,7 @@ from ..runtime.guard import checked_access
 from ..runtime.mapping import TileMapping
 from ..runtime.noise import NoiseKey, NoiseSource
 from ..runtime.reference import flat_weight
-from ..runtime.regions import kept_modes
+from ..runtime.regions import join, kept_modes
 from ..runtime.spec import parse
 from ..runtime.target import Target
 from ..runtime.tiles import Programmed, TileArray, store
@@ -427,6 +427,10 @@ class _Shapes(FakeTensorProp):
 
     Fake mode really runs an operator such as ``add_(buffer, 1)`` if no operand of it is fake.
     """
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """As it is, but that the branches of a condition have results of one form."""
+        return args[1] if target is join else super().call_function(target, args, kwargs)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Fake form of the tensor at ``target``."""

@@ -39,7 +39,10 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
         for name in ("sym_int", "sym_float", "sym_max", "sym_min", "sym_not", "sym_ite")
     },
     **{f"math.{name}": getattr(math, name) for name in ("floor", "ceil", "trunc")},
-    **{f"regions.{function.__name__}": function for function in (*regions.ENTERS, regions.leave)},
+    **{
+        f"regions.{function.__name__}": function
+        for function in (*regions.ENTERS, regions.leave, regions.join)
+    },
 }  # fmt: skip
 _FUNCTION_NAMES = {function: name for name, function in _FUNCTIONS.items()}
 _ATOMS: dict[str, type] = {

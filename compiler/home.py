@@ -1,7 +1,7 @@
 """Where a model's tensors live: a graph is captured for one device and one dtype.
 
-Export writes both into the graph (``arange(device=...)``, ``.to(x.dtype)``, ``finfo(dtype).min``), so
-a model that moves is captured again, with example inputs that moved along.
+Export writes both into the graph (``arange(device=...)``, ``.to(x.dtype)``, ``finfo(dtype).min``),
+so a model that moves is captured again, with example inputs that moved along.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ _OWN = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 @contextlib.contextmanager
 def in_place(model: nn.Module) -> Iterator[None]:
     """Within it, modules of ``model`` whose forward reads a number off a tensor do without."""
-    replaced = [part for part in model.modules() if _averages(part)]
+    norms = [part for part in model.modules() if isinstance(part, _BatchNorm)]
+    replaced = [norm for norm in norms if _averages(norm)]
     try:
         for part in replaced:
             part.__dict__["forward"] = partial(_cumulative, part)
@@ -26,11 +27,10 @@ def in_place(model: nn.Module) -> Iterator[None]:
             del part.__dict__["forward"]
 
 
-def _averages(part: nn.Module) -> bool:
-    """Whether this is a batch norm that is to average all batches: ``momentum=None``."""
+def _averages(part: _BatchNorm) -> bool:
+    """Whether this batch norm is to average all batches: ``momentum=None``."""
     return (
-        isinstance(part, _BatchNorm)
-        and type(part).forward in _OWN
+        type(part).forward in _OWN
         and part.momentum is None
         and part.training
         and part.track_running_stats

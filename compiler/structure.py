@@ -38,7 +38,7 @@ class Structure:
                     self._tensors.append((table, name))
 
     def holds(self) -> bool:
-        """True if nothing was replaced, renamed or moved; about 50 ns for each module and tensor."""
+        """True if nothing was replaced, renamed or moved; about 50 ns for each table entry."""
         for table, name, child in self._modules:
             if table.get(name) is not child:
                 return False

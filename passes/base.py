@@ -28,7 +28,7 @@ LOOP = "analogc_loop"
 share its converter ranges."""
 
 STORED = "analogc_stored"
-"""Key of a digital node with a computed operand that is to be kept, as a weight is: its position."""
+"""Key of a digital node with a computed operand to keep, as a weight is kept: its position."""
 AUTOCAST = "analogc_autocast"
 """Key of a node inside an autocast region: the arguments of torch.autocast."""
 CHECKPOINT = "analogc_checkpoint"
@@ -117,7 +117,7 @@ _PLACE = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn", "from
 
 def inherit(new: fx.Node, old: fx.Node, by: str) -> None:
     """Give a new node the meta of the node it replaces, and where it came from."""
-    for key in (*_PLACE, AUTOCAST):
+    for key in (*_PLACE, AUTOCAST, LOOP):
         if key in old.meta and key not in new.meta:
             new.meta[key] = old.meta[key]
     new.meta[FROM] = (*old.meta.get(FROM, ()), (by, old.name))

@@ -86,6 +86,7 @@ def _fold(norm: fx.Node, fixed: set[fx.Node]) -> bool:
     # Not a fixed dtype: the model may be moved to another one.
     args[1] = emit.call(aten.type_as.default, new_weight, weight)
     args[2] = emit.call(aten.type_as.default, new_bias, weight)
+    assert not isinstance(before.target, str), "a layer is an operator"
     folded = emit.call(before.target, *args)
     # The layer keeps its own name and place in the model; the batch norm only lent it its scale.
     for key in ("nn_module_stack", "stack_trace"):

@@ -1,9 +1,9 @@
-"""Inline the sub-graphs that capture makes of ``with`` blocks and of checkpointed calls.
+"""Inline the sub-graphs that capture makes of ``with`` blocks, checkpoints and control flow.
 
 The layers inside become visible to the other passes. What a no_grad block returns is detached, so
 gradients stop where they did. Where that is not enough, and for autocast and checkpointed calls, a
 pair of nodes (``runtime/regions.py``) marks where the region begins and ends, and every node inside
-an autocast region carries its state, so that passes know what dtype a new node computes. Runs first.
+an autocast region carries its state, so that passes know the dtype of a new node. Runs first.
 """
 
 from __future__ import annotations
@@ -23,25 +23,39 @@ from ..runtime.regions import (
     enter_grad_mode,
     leave,
 )
-from .base import AUTOCAST, CHECKPOINT, Pass, PassContext, PassResult, finish, inherit
+from .base import AUTOCAST, CHECKPOINT, Pass, PassContext, PassResult, finish
+from .control_flow import KINDS, flatten
 from .emit import Emitter
+from .subgraphs import copy_in, marker, subgraph
 
 _HIGHER = torch.ops.higher_order
+_BY = "inline-regions"
 
 
 @dataclass(frozen=True, slots=True)
 class InlineRegions(Pass):
-    """Inline grad-mode, autocast and checkpoint regions, nested ones too."""
+    """Inline grad-mode, autocast and checkpoint regions and control flow, nested ones too."""
 
-    name: ClassVar[str] = "inline-regions"
+    name: ClassVar[str] = _BY
 
     def __call__(self, module: fx.GraphModule, ctx: PassContext) -> PassResult:
         """Transform ``module`` in place."""
         modified = False
-        queue = [node for node in module.graph.nodes if node.target in _KINDS]
+        queue = list(module.graph.nodes)
         while queue:
-            queue += _inline(queue.pop(), ctx)
+            node = queue.pop()
+            if node.target in _KINDS:
+                queue += _inline(node, ctx)
+            elif node.target in KINDS:
+                found = flatten(node, ctx, _BY)
+                if found is None:
+                    continue
+                queue += found
+            else:
+                continue
             modified = True
+        modified |= _name_markers(module.graph)
+        _tag_autocast(module.graph)
         modified |= _mark_checkpoints(module.graph)
         return finish(module, modified)
 
@@ -89,16 +103,6 @@ _KINDS: dict[Any, Callable[[fx.Node], _Region]] = {
 }
 
 
-def subgraph(node: Any, root: torch.nn.Module) -> fx.GraphModule | None:
-    """The GraphModule that a get_attr node refers to, if it does."""
-    if not isinstance(node, fx.Node) or node.op != "get_attr":
-        return None
-    at: Any = root
-    for part in str(node.target).split("."):
-        at = getattr(at, part, None)
-    return at if isinstance(at, fx.GraphModule) else None
-
-
 def writes(node: fx.Node, root: torch.nn.Module) -> bool:
     """Whether ``node`` is a region that may write something in place."""
     if node.target not in _KINDS:
@@ -114,36 +118,12 @@ def _inline(node: fx.Node, ctx: PassContext) -> list[fx.Node]:
     assert module is not None, "a region refers to its graph"
     detached = region.enter is enter_grad_mode and not _writes(module.graph)
     marked = region.enter is not None and not detached
-    state = region.settings if marked and region.enter is enter_autocast else None
-    emit = Emitter(node, InlineRegions.name)
-    begin = _marker(node, region.enter, region.settings) if marked else None
-    known: dict[fx.Node, Any] = {}
-    given = iter(region.inputs)
-    outputs: Any = ()
+    emit = Emitter(node, _BY)
+    begin = marker(node, region.enter, region.settings, _BY) if marked else None
     inside: list[fx.Node] = []
-    for inner in module.graph.nodes:
-        if inner.op == "placeholder":
-            known[inner] = next(given)
-        elif inner.op == "output":
-            outputs = fx.node.map_arg(inner.args[0], known.__getitem__)
-        else:
-            with node.graph.inserting_before(node):
-                copied = node.graph.node_copy(inner, known.__getitem__)
-            if inner.op == "get_attr":
-                copied.target = f"{region.reference.target}.{inner.target}"
-            inherit(copied, inner, InlineRegions.name)
-            outer = node.meta.get(AUTOCAST) if state is None else state
-            if outer is not None:
-                copied.meta[AUTOCAST] = outer
-            if CHECKPOINT in node.meta:
-                copied.meta[CHECKPOINT] = node.meta[CHECKPOINT]
-            if copied.target in _KINDS:
-                inside.append(copied)
-            known[inner] = copied
+    results, single = copy_in(region.reference, region.inputs, node, ctx.root, _BY, inside.append)
     if begin is not None:
-        _marker(node, leave, (begin,))
-    single = not isinstance(outputs, tuple | list)
-    results = [outputs] if single else list(outputs)
+        marker(node, leave, (begin,), _BY)
     if detached and not region.settings[0]:
         results = [
             emit.call(torch.ops.aten.detach.default, value)
@@ -176,19 +156,57 @@ def _writes(graph: fx.Graph) -> bool:
     )
 
 
-def _marker(before: fx.Node, function: Any, args: tuple[Any, ...]) -> fx.Node:
-    with before.graph.inserting_before(before):
-        node = before.graph.call_function(function, args)
-    inherit(node, before, InlineRegions.name)
-    return node
+def _name_markers(graph: fx.Graph) -> bool:
+    """Take over the marks of regions that capture leaves flat, as it does around control flow."""
+    modified = False
+    begins: dict[fx.Node, fx.Node] = {}
+    grads: list[tuple[bool, fx.Node | None]] = [(True, None)]
+    for node in list(graph.nodes):
+        made: fx.Node | None = None
+        if node.target is torch.amp.autocast_mode._enter_autocast:
+            made = begins[node] = marker(node, enter_autocast, node.args, _BY)
+        elif node.target is torch.amp.autocast_mode._exit_autocast:
+            (begin,) = node.all_input_nodes
+            made = marker(node, leave, (begins[begin],), _BY)
+        elif node.target is torch._C._set_grad_enabled:
+            enabled = bool(node.args[0])
+            if len(grads) > 1 and grads[-2][0] == enabled:
+                made = marker(node, leave, (grads.pop()[1],), _BY)
+            else:
+                made = marker(node, enter_grad_mode, (enabled,), _BY)
+                grads.append((enabled, made))
+        elif node.op == "output":
+            while len(grads) > 1:
+                marker(node, leave, (grads.pop()[1],), _BY)
+        modified |= made is not None
+    raw = (
+        torch.amp.autocast_mode._exit_autocast,
+        torch.amp.autocast_mode._enter_autocast,
+        torch._C._set_grad_enabled,
+    )
+    for node in reversed(list(graph.nodes)):
+        if node.target in raw:
+            graph.erase_node(node)
+    return modified
+
+
+def _tag_autocast(graph: fx.Graph) -> None:
+    states: list[tuple[fx.Node, tuple[Any, ...]]] = []
+    for node in graph.nodes:
+        if node.target is enter_autocast:
+            states.append((node, node.args))
+        elif states and node.target is leave and node.args[0] is states[-1][0]:
+            states.pop()
+        elif states:
+            node.meta[AUTOCAST] = states[-1][1]
 
 
 def _mark_checkpoints(graph: fx.Graph) -> bool:
     """Begin and end a region around the nodes of each checkpointed call."""
     modified = False
     for first, last in list(_checkpointed(list(graph.nodes))):
-        begin = _marker(first, enter_checkpoint, ())
-        _marker(last.next, leave, (begin,))
+        begin = marker(first, enter_checkpoint, (), _BY)
+        marker(last.next, leave, (begin,), _BY)
         modified = True
     return modified
 

@@ -57,6 +57,7 @@ class LowerTransposedConv(Pass):
 
 
 def is_transposed(node: fx.Node) -> bool:
+    """Whether ``node`` is a transposed convolution, of any form."""
     if node.target is aten.convolution.default:
         return bool(node.args[6])
     return node.target in _TRANSPOSED

@@ -19,9 +19,9 @@ from torch import fx
 from ..runtime.mapping import Digital
 from .base import META, Pass, PassContext, PassResult, module_path
 from .canonicalize import CONVS, LINEAR
-from .inline_regions import subgraph
 from .macs import RECURRENT, count_macs
 from .stationary import expression_key, leaves, live_nodes, stationary_nodes
+from .subgraphs import subgraph
 
 aten = torch.ops.aten
 
@@ -102,7 +102,8 @@ def _record(
         return Digital("rule", "computes a weight, no activation", 0, path)
     operands = [arg for arg in node.all_input_nodes if arg in fixed]
     if node.target is aten.scaled_dot_product_attention.default:
-        operands = [arg for arg in node.args[:3] if arg in fixed]  # a mask is no factor
+        # A mask is no factor.
+        operands = [arg for arg in node.all_input_nodes if arg in fixed and arg in node.args[:3]]
     if not is_layer:
         if not operands:
             return Digital("rule", "activation x activation: nothing to store", macs, path)

@@ -69,7 +69,7 @@ def _check_node(node: fx.Node, ctx: PassContext, mode: Any, ids: dict[str, range
 def _follow_regions(node: fx.Node, opened: list[tuple[fx.Node, Any]]) -> None:
     """Enter or leave the mode that a region's node begins or ends; they nest."""
     if node.target in ENTERS:
-        opened.append((node, node.target(*node.args)))  # type: ignore[operator]
+        opened.append((node, node.target(*node.args)))
     elif node.target is leave:
         if not opened or node.args != (opened[-1][0],):
             raise _broken(node, "does not end the innermost region")

@@ -160,7 +160,12 @@ def calibrate(
     devices = {b.device for b in root.parameters() if b.device.type == "cuda"}
     count = 0
     try:
-        with kept_modes(), plain_precision(), torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+        with (
+            kept_modes(),
+            plain_precision(),
+            torch.no_grad(),
+            torch.random.fork_rng(devices=list(devices)),
+        ):
             for batch in with_progress(batches, "calibrating"):
                 interpreter.run(*batch, enable_io_processing=False)
                 count += 1

@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
 from . import tiles
+from .errors import UnsupportedError
 
 
 def enter_autocast(device: str, dtype: torch.dtype | None, enabled: bool, cache: bool) -> Any:
@@ -47,6 +49,45 @@ def enter_checkpoint() -> Any:
     return _entered(contextlib.nullcontext())
 
 
+def enter_branch(condition: Any, taken: bool) -> Any:
+    """Begin what runs where ``condition`` is ``taken``.
+
+    Node by node both branches run, and ``join`` chooses.
+    """
+    return _entered(contextlib.nullcontext())
+
+
+def join(
+    condition: Any, yes: tuple[Any, ...], no: tuple[Any, ...], first: Any, second: Any
+) -> tuple[Any, ...]:
+    """Results of one of two branches, which ``first`` and ``second`` began."""
+    if isinstance(condition, FakeTensor):
+        raise UnsupportedError(
+            "a compiled model with torch.cond cannot be traced node by node, as torch.export does",
+            fix="export the model that it was made from, or use torch.compile",
+        )
+    return yes if condition else no
+
+
+def run_branch(
+    condition: Any,
+    yes: Callable[..., Any],
+    yes_inputs: tuple[Any, ...],
+    no: Callable[..., Any],
+    no_inputs: tuple[Any, ...],
+) -> Any:
+    """Run one of two branches."""
+    if torch.compiler.is_compiling():
+        count = len(yes_inputs)
+        return torch.cond(
+            condition,
+            lambda *inputs: yes(*inputs[:count]),
+            lambda *inputs: no(*inputs[count:]),
+            (*yes_inputs, *no_inputs),
+        )
+    return yes(*yes_inputs) if condition else no(*no_inputs)
+
+
 def _entered(context: Any) -> Any:
     context.__enter__()
     return context
@@ -57,7 +98,12 @@ def leave(context: Any) -> None:
     context.__exit__(None, None, None)
 
 
-ENTERS: tuple[Callable[..., Any], ...] = (enter_autocast, enter_grad_mode, enter_checkpoint)
+ENTERS: tuple[Callable[..., Any], ...] = (
+    enter_autocast,
+    enter_grad_mode,
+    enter_checkpoint,
+    enter_branch,
+)
 for _function in (*ENTERS, leave):
     fx.node.has_side_effect(_function)
 
@@ -103,9 +149,7 @@ def run_checkpointed(keys: Sequence[str], function: Callable[..., Any], *inputs:
         # torch.compile decides itself what to compute again.
         return function(*inputs)
     arrays = [array for array in map(tiles.find, keys) if array is not None]
-    return checkpoint(
-        function, *inputs, use_reentrant=False, context_fn=partial(_contexts, arrays)
-    )
+    return checkpoint(function, *inputs, use_reentrant=False, context_fn=partial(_contexts, arrays))
 
 
 def _contexts(arrays: list[tiles.TileArray]) -> tuple[Any, Any]:
