@@ -13,7 +13,8 @@ from typing import Any
 from torch import fx
 from torch.fx.graph import CodeGen, _format_target
 
-from ..passes.verify import OPS
+from ..passes.base import META
+from ..runtime.mapping import TileMapping
 from ..runtime.regions import (
     ENTERS,
     enter_autocast,
@@ -98,7 +99,8 @@ class RegionCode(CodeGen):
         results = self._results(begin)
         lines = [f"return {_tuple(results)}"]
         if begin.target is enter_checkpoint:
-            keys = dict.fromkeys(str(n.args[-1]) for n in self._inside(begin) if n.target in OPS)
+            layers = (n for n in self._inside(begin) if isinstance(n.meta.get(META), TileMapping))
+            keys = dict.fromkeys(str(layer.args[-1]) for layer in layers)
             given, _ = self._needs(begin)
             call = f"run_checkpointed({_list([tuple(keys), _Text(_name(begin)), *given])})"
             lines.append(f"{_tuple(results)} = {call}" if results else call)
