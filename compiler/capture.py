@@ -238,6 +238,9 @@ def _quiet(model: nn.Module) -> Iterator[None]:
             # Export takes the list in which torch's own LSTM and GRU keep their parameters for
             # tensors that the model forgot to register.
             warnings.filterwarnings("ignore", _FLAT_WEIGHTS, UserWarning)
+            # What torch's own control flow does when it is traced.
+            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor", UserWarning)
+            warnings.filterwarnings("ignore", ".torch.jit", DeprecationWarning)
             if prune.is_pruned(model):
                 # Its hooks assign the masked weight; the graph holds the product.
                 warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)

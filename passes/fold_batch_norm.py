@@ -13,6 +13,7 @@ Runs after canonicalize, and before transposed convs are lowered.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -69,13 +70,12 @@ def _fold(norm: fx.Node, fixed: set[fx.Node]) -> bool:
 
     emit = Emitter(norm, FoldBatchNorm.name)
 
-    def wide(value: object) -> fx.Node:
-        return emit.call(aten.to.dtype, value, torch.float64)
+    wide = partial(_wide, emit)
 
     scale = emit.call(aten.rsqrt.default, emit.call(aten.add.Scalar, wide(var), eps))
     if gamma is not None:
         scale = emit.call(aten.mul.Tensor, scale, wide(gamma))
-    new_weight = _scaled(emit, before, wide(weight), scale)
+    new_weight = _scaled(emit, before, weight, scale)
     shift = emit.call(aten.neg.default, wide(mean))
     if bias is not None:
         shift = emit.call(aten.add.Tensor, shift, wide(bias))
@@ -98,6 +98,10 @@ def _fold(norm: fx.Node, fixed: set[fx.Node]) -> bool:
     return True
 
 
+def _wide(emit: Emitter, value: object) -> fx.Node:
+    return emit.call(aten.to.dtype, value, torch.float64)
+
+
 def _spatial(conv: fx.Node) -> int:
     weight = conv.args[1]
     assert isinstance(weight, fx.Node), "a layer has a tensor weight"
@@ -105,13 +109,13 @@ def _spatial(conv: fx.Node) -> int:
 
 
 def _scaled(emit: Emitter, layer: fx.Node, weight: fx.Node, scale: fx.Node) -> fx.Node:
-    """``weight`` of ``layer`` with each output channel times its ``scale``."""
+    """``weight`` of ``layer`` with each output channel times its ``scale``, in float64."""
     dims = weight.meta["val"].dim()
     if not is_transposed(layer):
         column = emit.call(aten.view.default, scale, [-1] + [1] * (dims - 1))
-        return emit.call(aten.mul.Tensor, weight, column)
+        return emit.call(aten.mul.Tensor, _wide(emit, weight), column)
     # [C_in, C_out / g, *kernel]: the outputs of one group after those of another.
     groups = transposed_groups(layer)
-    rows = emit.call(aten.unflatten.int, weight, 0, [groups, -1])
+    rows = emit.call(aten.unflatten.int, _wide(emit, weight), 0, [groups, -1])
     column = emit.call(aten.view.default, scale, [groups, 1, -1] + [1] * (dims - 2))
     return emit.call(aten.flatten.using_ints, emit.call(aten.mul.Tensor, rows, column), 0, 1)
