@@ -21,8 +21,10 @@ _PLAIN = (Tensor, nn.Parameter)
 
 def _is_alone(x: Any, weight: Any, bias: Any) -> bool:
     """Whether the call needs nothing of the dispatcher."""
-    if type(x) is not Tensor or type(weight) not in _PLAIN or x.is_meta:
+    if type(x) is not Tensor or type(weight) not in _PLAIN:
         return False
+    if weight.is_meta and x.is_meta:
+        return False  # shapes only
     if torch.is_grad_enabled() and (
         x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):

@@ -124,7 +124,7 @@ LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 def conv(dims: int, **options: Any) -> nn.Module:
     kind = (nn.Conv2d, nn.Conv3d)[dims - 2]
-    return kind(4, 8, **{"kernel_size": 3, "padding": 1, **options})  # type: ignore[arg-type]
+    return kind(4, 8, **{"kernel_size": 3, "padding": 1, **options})
 
 
 LAYERS: dict[str, Callable[[int], nn.Module]] = {
@@ -145,7 +145,7 @@ def test_memory_format_is_that_of_eager(layer: str, dims: int, last: str) -> Non
     model = nn.Sequential(LAYERS[layer](dims), nn.ReLU()).eval()
     x = torch.randn(2, 4, *[6] * dims)
     if last in ("model", "both"):
-        model.to(memory_format=LAST[dims])
+        model.to(memory_format=LAST[dims])  # type: ignore[call-overload]
     if last in ("input", "both"):
         x = x.to(memory_format=LAST[dims])
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_a_model_that_is_made_channels_last_later() -> None:
     compiled = analogc.compile(model, (x,))
     with torch.no_grad():
         before = compiled(x)
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         after = compiled(x)
     assert before.is_contiguous() and after.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(before, after)

@@ -143,13 +143,14 @@ def branches_in_casts(m: Any, x: Tensor) -> Tensor:
 
 
 def mapped(m: Any, x: Tensor) -> Tensor:
-    y: Tensor = map_over(lambda row: m.first(row).relu(), x)
+    y: Tensor = map_over(lambda row: m.first(row).relu(), x)  # type: ignore[arg-type, misc]
     return y
 
 
 def scanned(m: Any, x: Tensor) -> Tensor:
     last, each = scan(lambda c, t: (torch.tanh(m.first(c) + t), m.second(c)), torch.zeros(4), x)
-    return last + each
+    y: Tensor = last + each
+    return y
 
 
 REGIONS = [
@@ -176,7 +177,8 @@ def test_ideal_tiles_give_results_gradients_and_statistics_of_eager(
     twin = copy.deepcopy(model)
     compiled = analogc.compile(model, (X,), target="ideal", check=True, strict=True)
     for x in INPUTS if function in CONTROL else INPUTS[:1]:
-        found, wanted = [], []
+        found: list[Any] = []
+        wanted: list[Any] = []
         for net, out in ((compiled, found), (twin, wanted)):
             given = x.clone().requires_grad_()
             torch.manual_seed(3)

@@ -131,7 +131,8 @@ def test_an_autocast_region_is_marked_and_keeps_its_dtypes(lower: Lower, make: M
             y: Tensor = m.fc(x)
             with torch.autocast("cpu", enabled=False):
                 y = m.fc(y.float())
-        return m.fc(y)
+        out: Tensor = m.fc(y)
+        return out
 
     model, x = make(run, fc=nn.Linear(4, 4)), torch.randn(3, 4)
     lowered = lower(model, x)
@@ -148,7 +149,8 @@ def test_a_block_that_only_writes_is_kept(lower: Lower, make: Make) -> None:
     def run(m: Any, x: Tensor) -> Tensor:
         with torch.no_grad():
             m.seen.add_(1)
-        return x @ m.w
+        y: Tensor = x @ m.w
+        return y
 
     model = make(run, w=torch.randn(4, 4), seen=torch.zeros((), dtype=torch.long))
     lowered = lower(model, torch.randn(3, 4))
@@ -159,7 +161,7 @@ def test_a_block_that_only_writes_is_kept(lower: Lower, make: Make) -> None:
 
 def test_steps_of_a_loop_share_an_array_and_its_ranges(lower: Lower, make: Make) -> None:
     def run(m: Any, x: Tensor) -> Tensor:
-        y: Tensor = map_over(lambda row: m.fc(row) + m.fc(row.sin()), x)
+        y: Tensor = map_over(lambda row: m.fc(row) + m.fc(row.sin()), x)  # type: ignore[arg-type, misc]
         return y
 
     model, x = make(run, fc=nn.Linear(4, 4)), torch.randn(3, 4)
