@@ -15,6 +15,7 @@ from ..passes.emit import forget_real_tensors
 from ..passes.select_analog import Analog
 from ..runtime.errors import UnsupportedError
 from ..runtime.mapping import TileMapping
+from ..runtime.regions import plain_precision
 from ..runtime.sqnr import RangeUse
 from ..runtime.target import Target
 from .capture import Source, capture
@@ -46,11 +47,12 @@ class Program:
     passes_seconds: float = 0.0
     """Time that the passes took."""
     function: Callable[..., Any] | None = None
+    """The graph as a function of the root holder and the flat inputs."""
     guards: str | None = None
     """What the graph relies on of the sizes of its inputs; see Captured."""
-    """The graph as a function of the root holder and the flat inputs."""
 
 
+@plain_precision()
 def build(
     source: Source,
     root: Holder,

@@ -24,8 +24,11 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from ..passes.emit import fake_mode
+from ..passes.inline_regions import writes
 from ..runtime.errors import InputError, UnsupportedError
+from . import checkpointing, standins
 from .holder import Holder, add_constant, modules_of
+from .home import Home, home_of, moved
 from .objects import is_registered, objects_in, register_objects, with_places
 from .signature import (
     ConstantLeaf,
@@ -48,6 +51,7 @@ _FLAT_WEIGHTS = (
     r"The tensor attributes? (self[\w.]*\._flat_weights\[\d+\](, )?)+ (was|were) assigned"
 )
 _OF_MEMORY = re.compile(r"\.(stride|storage_offset)\(\)")
+_ASSERTION = torch.ops.aten._assert_tensor_metadata.default
 _STDLIB = str(Path(inspect.__file__).parent)
 
 
@@ -67,6 +71,15 @@ class Source:
     kwargs: dict[str, Any]
     dynamic_shapes: Any = None
     method: Method = "auto"
+    home: Home | None = None
+    """Where the model lived when it was compiled, and its inputs with it."""
+
+    def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The example inputs, where the model lives now."""
+        if self.home is None or not isinstance(self.model, nn.Module):
+            return self.args, self.kwargs
+        args, kwargs = moved((self.args, self.kwargs), self.home, home_of(self.model))
+        return args, kwargs
 
     @property
     def fixed(self) -> bool:
@@ -208,7 +221,10 @@ def capture(source: Source, root: Holder) -> Captured:
     info = module.graph._codegen.pytree_info  # type: ignore[attr-defined]
     in_spec, out_spec = info.in_spec, info.out_spec
     module._forward_pre_hooks.clear()
-    module.graph.eliminate_dead_code()
+    checkpointing.mark(module)
+    _drop_assertions(module)
+    # A no_grad block that only writes has no users.
+    module.graph.eliminate_dead_code(lambda node: node.is_impure() or writes(node, module))
     for node in list(module.graph.nodes):
         if node.op == "get_attr" and not node.users:
             module.graph.erase_node(node)
@@ -217,6 +233,14 @@ def capture(source: Source, root: Holder) -> Captured:
     signature = _signature(module.graph, in_spec, out_spec, source)
     module.recompile()
     return Captured(module, signature, _guards(module.graph))
+
+
+def _drop_assertions(module: nn.Module) -> None:
+    """Let values have another dtype than in the trace: under autocast, and after ``.to(dtype)``."""
+    for part in module.modules():
+        if isinstance(part, fx.GraphModule):
+            for node in part.graph.find_nodes(op="call_function", target=_ASSERTION):
+                part.graph.erase_node(node)
 
 
 @contextlib.contextmanager
@@ -234,7 +258,7 @@ def in_mode_of(model: nn.Module, root: Holder) -> Iterator[None]:
 
 
 def _export(model: nn.Module, source: Source) -> ExportedProgram:
-    args, kwargs = source.args, source.kwargs
+    args, kwargs = source.inputs()
     _register((args, kwargs))
     bound = _bind(model, args, kwargs)
     shapes = source.dynamic_shapes
@@ -257,7 +281,10 @@ def _export(model: nn.Module, source: Source) -> ExportedProgram:
             traced = SymbolicTrace().trace(model)
         elif isinstance(source.method, SymbolicTrace):
             traced = source.method.trace(model)
-        with quiet(model), _without_partial_graph(), _all_named(traced, bound):
+        with (
+            quiet(model), _without_partial_graph(), _all_named(traced, bound),
+            checkpointing.in_sight(), standins.in_place(model),
+        ):  # fmt: skip
             exported = torch.export.export(
                 traced, args, kwargs, dynamic_shapes=shapes, strict=False
             )
@@ -305,6 +332,8 @@ def quiet(model: nn.Module) -> Iterator[None]:
             warnings.filterwarnings("ignore", _FLAT_WEIGHTS, UserWarning)
             # It looks at the gradients of inputs that another computation made, such as a cache.
             warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor", UserWarning)
+            # What torch's own control flow does when it is traced.
+            warnings.filterwarnings("ignore", ".torch.jit", DeprecationWarning)
             if prune.is_pruned(model):
                 # Its hooks assign the masked weight; the graph holds the product.
                 warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)

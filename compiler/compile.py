@@ -23,6 +23,7 @@ from .capture import (
     warn_of_backward_hooks,
 )
 from .holder import hold, mode_of
+from .home import home_of
 from .model import CompiledModel
 from .settings import Select, Settings
 
@@ -87,6 +88,7 @@ def compile(
         model = model.get_submodule("_orig_mod")  # torch.compile wrapped it
     source = Source(model, example_inputs, kwargs or {}, dynamic_shapes, capture)
     check_source(source)
+    source.home = home_of(model) if isinstance(model, nn.Module) else None
     _check_digital(model)
     settings = Settings.of(target, select, passes, seed, check, strict)
     weight_access = checked_access(weight_access)

@@ -23,6 +23,7 @@ from .build import Program, Step
 from .coverage import CoverageReport
 from .holder import Holder
 from .printing import format_graph
+from .region_code import RegionCode, has_regions
 from .signature import Signature
 from .tile_table import TileTable
 
@@ -43,7 +44,8 @@ class Inspected(fx.GraphModule):
         # The function takes and gives flat lists, and calls layers by the shortest way; the graph's
         # own codegen knows the structure, for fx.Interpreter and torch.export.
         structured = self._graph._codegen
-        self._graph._codegen = CodeGen()
+        graph = self._graph
+        graph._codegen = RegionCode(graph) if has_regions(graph) else CodeGen()
         kind = type(self)
         layers = [node for node in self._graph.nodes if node.target in CALLS]
         try:

@@ -19,10 +19,10 @@ from torch import fx
 from ..runtime.mapping import Digital
 from .base import META, Pass, PassContext, PassResult, module_path
 from .canonicalize import CONVS, LINEAR
-from .inline_regions import subgraph
 from .macs import RECURRENT, count_macs
 from .products import READERS, is_grouped
 from .stationary import expression_key, leaves, live_nodes, stationary_nodes
+from .subgraphs import subgraph
 
 aten = torch.ops.aten
 

@@ -23,6 +23,7 @@ from .mapping import TileMapping
 from .mvm import Geometry, geometry
 from .noise import NoiseKey
 from .ops import NAMES, digital
+from .regions import kept_modes, plain_precision
 from .spec import LayerSpec, parse
 from .standin import resolve
 from .target import Calibration
@@ -133,7 +134,7 @@ class Observation(fx.Interpreter):
             # The steps of a loop have one set of ranges, chosen from what all of them see.
             ranges = tuple(arg.target if isinstance(arg, fx.Node) else None for arg in n.args[3:5])
             owner = self.owners.setdefault(ranges, n)
-            with torch.no_grad():
+            with plain_precision(), torch.no_grad():
                 if owner not in self.observers:
                     self.observers[owner] = _Observer(parse(args[-2]), args)
                 self.observers[owner].add(args[0], args[1].dim())
@@ -197,7 +198,7 @@ def unchanged(root: torch.nn.Module) -> Iterator[None]:
     saved = [(b, b.detach().clone()) for b in root.buffers() if not b.is_meta]
     devices = {b.device for b in root.parameters() if b.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=list(devices)):
+        with kept_modes(), plain_precision(), torch.random.fork_rng(devices=list(devices)):
             yield
     finally:
         with torch.no_grad():
@@ -238,6 +239,12 @@ def _needs_data(spec: LayerSpec) -> bool:
 def _is_set(root: torch.nn.Module, node: fx.Node) -> bool:
     ranges = [_buffer(root, node.args[i]) for i in (3, 4)]
     return not any(value is not None and bool(value.isnan().any()) for value in ranges)
+
+
+def is_uncalibrated(graph: fx.Graph, root: torch.nn.Module) -> bool:
+    """Whether a layer of ``graph`` has ranges that were never chosen."""
+    layers = [node for node in graph.nodes if node.op == "call_function" and node.target in _OPS]
+    return not all(_is_set(root, node) for node in layers)
 
 
 def _buffer(root: torch.nn.Module, node: Any) -> Tensor | None:

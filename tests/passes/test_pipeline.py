@@ -44,7 +44,7 @@ def with_options(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_default_order() -> None:
     assert to_text(DEFAULT_PASSES) == (
         "inline-regions,lower-attention,lower-grouped-products,lower-products,lower-bilinear,"
-        "lower-recurrent,lower-transposed-conv,canonicalize,fold-batch-norm,select-analog,"
+        "lower-recurrent,canonicalize,fold-batch-norm,lower-transposed-conv,select-analog,"
         "derive-weights,map-tiles,rewrite-analog,verify"
     )
 
