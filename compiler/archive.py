@@ -34,6 +34,7 @@ from ..runtime.guard import checked_access
 from ..runtime.mapping import TileMapping
 from ..runtime.noise import NoiseKey, NoiseSource
 from ..runtime.reference import flat_weight
+from ..runtime.regions import join, kept_modes
 from ..runtime.spec import parse
 from ..runtime.target import Target
 from ..runtime.tiles import Programmed, TileArray, store
@@ -418,7 +419,7 @@ def _restore_values(
                 torch.empty(shape, dtype=read_atom("dtype", value["dtype"]), device=device)
             )
     # Some operators take sizes that are symbols by their Python implementation only.
-    with enable_python_dispatcher():
+    with enable_python_dispatcher(), kept_modes():
         _Shapes(fx.GraphModule(root, graph), mode).propagate_dont_convert_inputs(*inputs)
     forget_real_tensors(graph)
 
@@ -428,6 +429,10 @@ class _Shapes(FakeTensorProp):
 
     Fake mode really runs an operator such as ``add_(buffer, 1)`` if no operand of it is fake.
     """
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """As it is, but that the branches of a condition have results of one form."""
+        return args[1] if target is join else super().call_function(target, args, kwargs)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Fake form of the tensor at ``target``."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,15 +21,16 @@ import torch
 from torch import nn
 
 from ..passes.derive_weights import HOME
-from ..runtime.errors import InputError
+from ..runtime.errors import InputError, UnsupportedError
 from .build import build
-from .capture import Source, check_source
+from .capture import check_source
 from .compile import compile
 from .copying import new_uid
 from .holder import hold, mode_of
 from .model import CompiledModel
 from .weights import AnalogWeight
 
+_NAMED = inspect.Parameter.KEYWORD_ONLY
 _capturing: ContextVar[bool] = ContextVar("analogc_capturing", default=False)
 
 
@@ -46,8 +48,13 @@ class Attached:
     def _forward(self) -> Callable[..., Any]:
         @functools.wraps(self._digital)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if _capturing.get() or torch.compiler.is_compiling():
+            if _capturing.get():
                 return self._digital(*args, **kwargs)
+            if torch.compiler.is_compiling():
+                raise UnsupportedError(
+                    f"this {type(self._model).__name__} is attached: it runs graphs of analogc",
+                    fix="detach() it before torch.compile or torch.export",
+                )
             return self.graph_for(*args, **kwargs)(*args, **kwargs)
 
         return forward
@@ -84,8 +91,9 @@ class Attached:
     def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CompiledModel:
         first = self._first
         if first is None:
-            shapes = {"dynamic_shapes": "auto", **self._options}
-            self._first = compile(self._model, args, kwargs, **shapes)
+            # Only a whole graph can stand for the forward that it replaces.
+            defaults = {"dynamic_shapes": "auto", "capture": "export"}
+            self._first = compile(self._model, args, kwargs, **{**defaults, **self._options})
             return self._first
         assert first._source is not None, "compiled from a module"
         source = dataclasses.replace(first._source, args=args, kwargs=kwargs)
@@ -138,7 +146,7 @@ def attach(model: nn.Module, **options: Any) -> Attached:
         options: as for ``analogc.compile``; ``dynamic_shapes`` is ``"auto"`` if not given.
 
     Raises:
-        InputError: no module, or one that is attached already.
+        InputError: no module, one that is attached already, or an option that there is not.
     """
     if not isinstance(model, nn.Module):
         raise InputError(
@@ -149,6 +157,12 @@ def attach(model: nn.Module, **options: Any) -> Attached:
         raise InputError(
             "attach() takes the digital model, not a compiled one",
             fix="attach the model that it was compiled from",
+        )
+    known = [p.name for p in inspect.signature(compile).parameters.values() if p.kind is _NAMED]
+    wrong = sorted(set(options) - set(known))
+    if wrong:
+        raise InputError(
+            f"attach() has no option {', '.join(wrong)}", fix=f"options: {', '.join(known)}"
         )
     if "forward" in vars(model):
         raise InputError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,25 +11,27 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
-from ..passes import pipeline
-from ..passes.base import META, Pass, PassContext
-from ..passes.select_analog import LayerInfo
-from ..runtime import targets
+from ..passes.base import Pass
 from ..runtime.errors import InputError, UnsupportedError
 from ..runtime.guard import Access, checked_access
-from ..runtime.mapping import TileMapping
-from ..runtime.noise import NoiseSource
-from ..runtime.sqnr import RangeUse, warn_of_waste
+from ..runtime.sqnr import warn_of_waste
 from ..runtime.target import Target
-from .build import build
-from .capture import Method, Source, check_source, module_of
-from .copying import new_uid
+from .build import build, fixed_ranges
+from .capture import (
+    ExportError,
+    Method,
+    Source,
+    check_source,
+    module_of,
+    warn_of_backward_hooks,
+)
 from .holder import hold, mode_of
+from .home import home_of
 from .lowerings import Lowerings
 from .model import CompiledModel
+from .settings import Select, Settings
 
 _LOG = logging.getLogger("analogc")
-Select = Callable[[LayerInfo], bool] | str | Iterable[str]
 
 
 def compile(
@@ -64,8 +65,10 @@ def compile(
             that the model lets vary; else as for torch.export; None: shapes are those of the
             example inputs.
         select: predicate ``LayerInfo -> analog``, or names and globs of layers to keep digital.
-        capture: ``"export"`` (torch.export, also ``"auto"``) or ``"symbolic_trace"`` (torch.fx
-            symbolic tracing first, for models that only that can trace).
+        capture: ``"auto"``: torch.export, and dynamo if that cannot; ``"export"`` or ``"dynamo"``:
+            that one only; ``"symbolic_trace"`` or a SymbolicTrace with options: torch.fx symbolic
+            tracing before torch.export. Dynamo may cut the model into several graphs, with Python
+            between them.
         passes: another pipeline, as passes or in text form.
         calibration_data: inputs to choose converter ranges from, each a tensor, a tuple of
             positional inputs or a dict of keyword inputs; default: the example inputs.
@@ -82,6 +85,9 @@ def compile(
         check: verify the graph after every pass.
         strict: refuse a model in which an operator with stored weights has no analog form.
 
+    Returns:
+        The compiled model; ``compiled.graphs`` has more than one graph if dynamo cut it.
+
     Raises:
         UnsupportedError: the model cannot be captured; or ``strict``, and an operator with stored
             weights would stay digital: lists node, module, source line and reason of each.
@@ -92,44 +98,41 @@ def compile(
         example_inputs, kwargs = found if found is not None else ((), {})
     if example_inputs is None:
         raise InputError("example_inputs are missing", fix="compile(model, (x,))")
+    if isinstance(model, nn.Module) and "_orig_mod" in model._modules:
+        model = model.get_submodule("_orig_mod")  # torch.compile wrapped it
     own = Lowerings.of(lowerings)
     source = Source(model, example_inputs, kwargs or {}, dynamic_shapes, capture, own)
     check_source(source)
+    source.home = home_of(model) if isinstance(model, nn.Module) else None
     _check_modules(model)
-    target = targets.get(target) if isinstance(target, str) else target
-    if not isinstance(target, Target):
-        raise InputError(
-            f"target must be a name or a Target, got {type(target).__name__}",
-            fix=f"one of {', '.join(targets.names())}, or analogc.Target(...)",
-        )
-    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
-        raise InputError(
-            f"seed must be an int or None, got {seed!r}", fix="seed=0, or leave it out"
-        )
-    steps = pipeline.resolve(passes)
-    chosen = _Selection(select)
+    settings = Settings.of(target, select, passes, seed, check, strict)
     weight_access = checked_access(weight_access)
     root = hold(module_of(source))
-    ctx = PassContext(
-        target=target,
-        root=root,
-        select=None if select is None else chosen,
-        noise=NoiseSource(seed),
-        uid=new_uid(),
-        lowerings=own.operators,
-        strict=strict,
-    )
-    program = build(source, root, steps, ctx, check)
-    chosen.check()
-    own.met |= ctx.lowered
-    own.check()
-    warn_of_waste(_fixed_ranges(program.graph.nodes, target))
     if calibration_data is not None and _again(calibration_data) is calibration_data:
         # An iterator can be used once; the graph of the other mode will want it too.
         calibration_data = list(calibration_data)
+    ctx, chosen = settings.context(root, own.operators)
+    failed: ExportError | None = None
+    if capture != "dynamo":
+        try:
+            program = build(source, root, settings.passes, ctx, check)
+        except ExportError as err:
+            if capture != "auto" or own.traced:
+                raise
+            failed = err
+    if capture == "dynamo" or failed is not None:
+        from .dynamo_capture import compile_pieces
+
+        pieces = compile_pieces(source, settings, calibration_data, weight_access, failed)
+        _log(model, pieces)
+        return pieces
+    chosen.check()
+    own.check(ctx.lowered)
+    warn_of_backward_hooks(model)
+    warn_of_waste(fixed_ranges(program.graph, settings.target))
     programs = {mode_of(root): program}
     compiled = CompiledModel(
-        root, ctx, programs, steps, source, calibration_data, check, None, weight_access
+        root, ctx, programs, settings.passes, source, calibration_data, check, None, weight_access
     )
     _log(model, compiled)
     return compiled
@@ -181,57 +184,29 @@ def _check_modules(model: nn.Module | ExportedProgram) -> None:
                 )
 
 
-_SELECT = "select='head', select=['blocks.*'], or select=lambda info: info.op != 'conv2d'"
+def compiled_models(model: nn.Module | None = None) -> list[CompiledModel]:
+    """The compiled models behind ``torch.compile(model, backend="analogc")``.
 
+    Each has the reports, tiles and methods of what ``analogc.compile`` returns.
 
-class _Selection:
-    """A user's choice as a predicate that remembers which of its patterns ever matched."""
+    Args:
+        model: what was given to torch.compile, or what it returned; None: of all models and
+            functions.
 
-    def __init__(self, select: Select | None) -> None:
-        self.predicate = select if callable(select) else None
-        names = [select] if isinstance(select, str) else select
-        if self.predicate is not None or names is None:
-            names = []
-        if not isinstance(names, Iterable):
-            raise InputError(f"select= takes a predicate or names, got {select!r}", fix=_SELECT)
-        self.patterns = list(names)
-        for pattern in self.patterns:
-            if not isinstance(pattern, str):
-                raise InputError(
-                    f"select= takes a predicate or names, got {pattern!r}", fix=_SELECT
-                )
-        self.unused = set(self.patterns)
-        self.seen: list[str] = []
+    Returns:
+        One for each set of options, in the order of the first call.
 
-    def __call__(self, info: LayerInfo) -> bool:
-        if self.predicate is not None:
-            return bool(self.predicate(info))
-        self.seen.append(info.name)
-        keep_digital = False
-        for pattern in self.patterns:
-            bare = info.name.partition("@")[0]
-            if any(fnmatch.fnmatchcase(name, pattern) for name in (info.name, bare, info.module)):
-                self.unused.discard(pattern)
-                keep_digital = True
-        return not keep_digital
+    Raises:
+        InputError: there is none: the model was not called since, or ran in Python as a whole.
+    """
+    from .dynamo_backend import models
 
-    def check(self) -> None:
-        """Raise if a pattern never matched: it is likely misspelt."""
-        if self.unused:
-            raise InputError(
-                f"select=: no layer matches {', '.join(sorted(self.unused))}",
-                fix=f"layers: {', '.join(self.seen) or 'none'}",
-            )
-
-
-def _fixed_ranges(nodes: Iterable[Any], target: Target) -> Iterator[RangeUse]:
-    adc = target.adc
-    if adc is None or adc.range in ("calibrated", "dynamic"):
-        return
-    for node in nodes:
-        mapping = node.meta.get(META)
-        if isinstance(mapping, TileMapping):
-            bounds = mapping.row_bounds
-            rows = max(b - a for a, b in zip(bounds, bounds[1:], strict=False))
-            value = float(rows) if adc.range == "full" else float(adc.range)
-            yield RangeUse(mapping.layer, adc.bits, rows, value)
+    found = models(model)
+    if model is not None and not found:
+        raise InputError(
+            f"torch.compile made no graph of {type(model).__name__} with backend='analogc'",
+            fix="call it once; then, if dynamo leaves the model to Python (TORCH_LOGS=graph_breaks "
+            "says why), torch.compile(..., fullgraph=True) makes that an error. A recurrent layer "
+            "needs torch._dynamo.config.allow_rnn = True",
+        )
+    return list(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from torch import fx
@@ -53,10 +54,10 @@ class CoverageReport:
     rows: tuple[CoverageRow, ...]
 
     @classmethod
-    def of(cls, graph: fx.Graph) -> CoverageReport:
-        """Report on a rewritten graph."""
+    def of(cls, *graphs: fx.Graph) -> CoverageReport:
+        """Report on rewritten graphs."""
         rows = []
-        for node in graph.nodes:
+        for node in chain.from_iterable(graph.nodes for graph in graphs):
             record = node.meta.get(META)
             op = str(node.target).removesuffix(".default")
             if isinstance(record, TileMapping):

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,8 +85,14 @@ class Lowerings:
             )
         self.asked[key] = name
 
-    def check(self) -> None:
-        """Raise if the model never met a key."""
+    @property
+    def traced(self) -> bool:
+        """Whether some are of modules or functions, which are replaced while a model is traced."""
+        return bool(self.classes or self.functions)
+
+    def check(self, lowered: Iterable[Operator] = ()) -> None:
+        """Raise if the model never met a key; ``lowered``: the operators that it met."""
+        self.met |= set(lowered)
         missing = {name: None for name in self.asked.values()}
         for key in self.met:
             missing.pop(self.asked.get(key, ""), None)

@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 from ..runtime.errors import InputError
 from .base import Pass, PassContext, PassResult, finish, inherit, module_path, source_line
 from .derive_weights import add_constant
-from .emit import fake_mode, take_place, value_of
+from .emit import autocast_of, fake_mode, take_place, value_of
 from .fused_attention import FUSED
 
 Operator = torch._ops.OpOverload
@@ -102,7 +102,7 @@ def _trace(node: fx.Node, function: Lowering) -> fx.GraphModule:
     mode = fake_mode(node.graph)
     values = [value_of(leaf) for leaf in leaves if _is_node(leaf)]
     try:
-        with mode, enable_python_dispatcher():
+        with mode, enable_python_dispatcher(), autocast_of(node):
             traced = make_fx(flat, pre_dispatch=True)(*values)
     except InputError:
         raise

@@ -62,7 +62,7 @@ def _lower(node: fx.Node, fixed: set[fx.Node], experts: int) -> bool:
         return False
     emit = Emitter(node, LowerGroupedProducts.name)
     y = routed(emit, x, stack, ends, fixed)
-    if dtype not in (None, x.meta["val"].dtype):
+    if dtype not in (None, y.meta["val"].dtype):
         y = emit.call(aten.to.dtype, y, dtype)
     emit.replace(y)
     return True

@@ -40,14 +40,16 @@ def routed(
         y.meta[MACS] = macs
         results.append(y)
     unused = emit.call(operator.getitem, parts, count)
+    result = results[0].meta["val"]
     column = emit.call(aten.zeros_like.default, emit.call(aten.select.int, unused, -1, 0))
     width = int(stack.meta["val"].shape[2])
     sizes = [*[-1] * column.meta["val"].dim(), width]
+    if column.meta["val"].dtype != result.dtype:  # under autocast
+        column = emit.call(aten.to.dtype, column, result.dtype)
     zeros = emit.call(aten.expand.default, emit.call(aten.unsqueeze.default, column, -1), sizes)
     whole = emit.call(aten.cat.default, [*results, zeros])
-    value = x.meta["val"]
     with emit.mode:  # the groups together are all rows
-        whole.meta["val"] = value.new_empty([*value.shape[:-1], width])
+        whole.meta["val"] = result.new_empty([*x.meta["val"].shape[:-1], width])
     return whole
 
 

@@ -20,10 +20,10 @@ from ..runtime.mapping import Digital
 from .base import META, Pass, PassContext, PassResult, module_path
 from .canonicalize import CONVS, LINEAR
 from .digital import PICKED, SPARSE, is_sparse, picked, unreal, why_unsupported
-from .inline_regions import subgraph
 from .macs import RECURRENT, count_macs
 from .products import READERS, is_grouped
 from .stationary import expression_key, leaves, live_nodes, stationary_nodes
+from .subgraphs import subgraph
 
 aten = torch.ops.aten
 

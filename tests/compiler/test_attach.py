@@ -267,6 +267,23 @@ def test_what_is_no_module_is_refused(model: Any) -> None:
         analogc.attach(model)
 
 
+def test_option_that_there_is_not_is_refused_at_once() -> None:
+    model = Decoder()
+    with pytest.raises(InputError, match="no option tiles"):
+        analogc.attach(model, tiles=3)
+    assert "forward" not in vars(model)
+
+
+def test_attached_model_is_not_exported_digitally() -> None:
+    model = nn.Linear(4, 4)
+    with (
+        analogc.attach(model, target="ideal"),
+        pytest.raises(UnsupportedError, match="is attached") as info,
+    ):
+        torch.export.export(model, (torch.randn(2, 4),))
+    assert "detach()" in str(info.value.fix)
+
+
 def test_attaching_twice_or_a_compiled_model_is_refused() -> None:
     model = Decoder().eval()
     with analogc.attach(model), pytest.raises(InputError, match="replaced already"):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import analogc
-from analogc.errors import InputError
+from analogc.errors import InputError, UnsupportedError
 
 HERE = Path(__file__).name
 
@@ -334,3 +334,37 @@ def test_operator_that_writes_cannot_be_lowered() -> None:
 
     with pytest.raises(InputError, match="writes one of its operands"):
         analogc.compile(Writes(), (X,), lowerings={torch.ops.aten.relu_.default: torch.relu})
+
+
+class Branches(nn.Module):
+    """No single graph: a Python ``if`` on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.own = nn.Linear(6, 6), Own()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.enter(x)
+        if y.mean() > 0:
+            y = y + 1
+        out: Tensor = self.own(y)
+        return out
+
+
+def test_operators_are_lowered_in_every_graph_of_dynamo() -> None:
+    x, model = torch.randn(3, 6), Branches().eval()
+    compiled = analogc.compile(
+        model, (x,), target="ideal", capture="dynamo", lowerings={OPERATOR: in_torch}, strict=True
+    )
+    assert len(compiled.graphs) == 2 and len(compiled.coverage.analog) == 2
+    torch.testing.assert_close(compiled(x), model(x))
+    with pytest.raises(InputError, match="the model never calls analogc_test::both"):
+        analogc.compile(model, (x,), capture="dynamo", lowerings={both: lambda x, w: (x, w)})
+
+
+def test_modules_are_lowered_in_one_graph_only() -> None:
+    lowerings = {nn.Linear: lambda m, x: x @ m.weight.t() + m.bias}
+    with pytest.raises(InputError, match="modules and functions are replaced in one graph"):
+        analogc.compile(Branches(), (torch.randn(3, 6),), capture="dynamo", lowerings=lowerings)
+    with pytest.raises(UnsupportedError, match="a Python branch depends on tensor values"):
+        analogc.compile(Branches(), (torch.randn(3, 6),), lowerings=lowerings)

@@ -172,7 +172,7 @@ ANALOG: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...], int]] = {
     ),
     "grouped queries": (
         use(lambda m, x: sdpa(m.q, x[:, None], x[:, None], enable_gqa=True), q=R(2, 4, 5, 6)),
-        (X3,), 8,
+        (X3,), 2,
     ),
     "experts by index": (use(lambda m, i, x: torch.bmm(x[:, None], m.w[i])[:, 0], w=R(4, 6, 7)),
                          (PICKED, X2), 4),

@@ -65,6 +65,20 @@ def test_every_row_is_multiplied_once() -> None:
     assert compiled.coverage.macs == 8 * K * N
 
 
+def test_under_autocast() -> None:
+    class Lower(Picked):
+        def forward(self, x: Tensor, choice: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().forward(x, choice)
+
+    model = Lower("right", False).float()
+    x, choice = given(7)
+    compiled = analogc.compile(model, (x.float(), choice), target="ideal", check=True, strict=True)
+    wanted, found = model(x.float(), choice), compiled(x.float(), choice)
+    assert found.dtype == wanted.dtype == torch.bfloat16
+    torch.testing.assert_close(found, wanted, rtol=0.03, atol=0.03)
+
+
 def test_a_mask_picks_no_single_matrix(lower: Lower) -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:

@@ -310,3 +310,13 @@ def test_a_weight_shared_with_a_linear_has_one_array(make: Make) -> None:
     # As [5, 4], and turned.
     assert len(compiled.tiles) == 2
     assert len(compiled.coverage.analog) == 4
+
+
+def test_outer_products_are_no_sums(lower: Lower, make: Make) -> None:
+    """Such as the angles of rotary embeddings: frequencies times positions."""
+    model = make(lambda m, x: m.w.expand(x.shape[0], -1, 1) @ x[:, None, :], w=torch.randn(1, 4, 1))
+    lowered = lower(model, torch.randn(2, 6))
+
+    assert lowered.run("inline-regions,lower-products") is False
+    (record,) = (n.meta[META] for n in lowered.module.graph.nodes if META in n.meta)
+    assert record.rule == "rule" and "no sum" in record.reason

@@ -205,7 +205,8 @@ def test_generate_gives_the_digital_tokens(name: str) -> None:
             # generate() runs the encoder by itself.
             encoder = stack.enter_context(analogc.attach(model.get_encoder(), target="ideal"))
         got = model.generate(prompt, **options)
-        assert len(attached.graphs) == 2
+        # A decoder whose prompt is one token has a cache of length 1 first, which is a kind apart.
+        assert len(attached.graphs) == (3 if model.config.is_encoder_decoder else 2)
         assert not model.config.is_encoder_decoder or len(encoder.graphs) == 1
     assert torch.equal(got, want)
 
