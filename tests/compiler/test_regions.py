@@ -198,7 +198,9 @@ def test_ideal_tiles_give_results_gradients_and_statistics_of_eager(
 @pytest.mark.parametrize("function", names(REGIONS + CONTROL))
 def test_every_layer_in_a_region_is_analog(function: Any) -> None:
     compiled = analogc.compile(Net(function).eval(), (X,), calibration_data=INPUTS, seed=0)
-    assert compiled.coverage.analog_share == 1.0
+    # The first step of a scan multiplies zeros, which is a constant.
+    live = [r for r in compiled.coverage.rows if r.macs and "parameters alone" not in r.reason]
+    assert {row.kind for row in live} == {"analog"}
     exact = tensors(Net(function).eval()(X))
     for a, b in zip(tensors(compiled(X)), exact, strict=True):
         assert (a.dtype, a.shape) == (b.dtype, b.shape)
