@@ -82,7 +82,8 @@ class _Observer:
             input_range.copy_(torch.where(found > 0, found, torch.ones_like(found)))
         if adc is not None and adc.range == "calibrated":
             assert adc_range is not None, "a calibrated ADC has a range buffer"
-            found = self.sums.choose(how, adc.levels).view(adc_range.shape).to(adc_range.dtype)
+            found = self.sums.choose(how, adc.levels, self.series)
+            found = found.view(adc_range.shape).to(adc_range.dtype)
             if input_range is not None:
                 found = found / (input_range[:, None] if found.dim() == 2 else input_range)
             # A column that never saw a signal converts zero, whatever its range.

@@ -11,30 +11,17 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch import Tensor
 
 from . import ops
-
-_PLAIN = (Tensor, nn.Parameter)
+from .alone import is_alone
 
 
 def _is_alone(x: Any, weight: Any, bias: Any) -> bool:
-    """Whether the call needs nothing of the dispatcher."""
-    if type(x) is not Tensor or type(weight) not in _PLAIN:
+    if not is_alone(x, weight, bias):
         return False
-    if torch.is_grad_enabled() and (
-        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    ):
-        return False
-    return (
-        torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and forward_ad._current_level < 0
-        and not torch._C._is_any_autocast_enabled()
-        and torch._C._get_tracing_state() is None
-    )
+    recorded = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    return not (recorded and torch.is_grad_enabled())
 
 
 def _make(name: str, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:

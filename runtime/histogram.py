@@ -10,6 +10,8 @@ from .target import Calibration
 BINS = 2048
 _MOST = 1 << 18
 _CANDIDATES = 256
+_PRIOR = 1024
+"""How many values of its own weigh as much as what a series has in common with its family."""
 
 
 class Histogram:
@@ -53,8 +55,33 @@ class Histogram:
             self.counts = torch.where(low[:, None], wider, self.counts)
             self.limit = torch.where(low, self.limit * 2, self.limit)
 
-    def choose(self, how: Calibration, levels: int) -> Tensor:
-        """Range of each series for a converter of ``levels`` steps a side; 0 where all is zero."""
+    def choose(self, how: Calibration, levels: int, family: int = 1) -> Tensor:
+        """Range of each series for a converter of ``levels`` steps a side; 0 where all is zero.
+
+        Args:
+            how: rule that chooses.
+            levels: steps on each side of zero.
+            family: so many successive series are alike but for their scale, as the columns of one
+                row block are. By ``"mse"``, a series of few values gets a range that makes up for
+                what it has not seen: the family's distribution, scaled to its own mean magnitude.
+        """
+        found = self._choose(how, levels)
+        if how.method != "mse" or family == 1:
+            return found
+        number = self.counts.sum(1)
+        steps = torch.arange(self.bins, dtype=torch.float64, device=number.device)
+        centre = (steps + 0.5) * (self.limit[:, None] / self.bins)
+        # Against the RMS of few values, one of them could not be large.
+        mean = (self.counts * centre).sum(1) / number.clamp_min(1)
+        usual = torch.zeros_like(found)
+        for start in range(0, len(found), family):
+            alive = start + self.peak[start : start + family].nonzero()[:, 0]
+            pool = _pooled(centre[alive] / mean[alive, None], self.counts[alive])
+            usual[alive] = mean[alive] * pool._choose(how, levels)
+        own = number / (number + _PRIOR)
+        return own * found + (1 - own) * torch.maximum(found, usual)
+
+    def _choose(self, how: Calibration, levels: int) -> Tensor:
         if how.method == "absmax":
             return self.peak
         width = self.limit.clamp_min(1e-30)[:, None] / self.bins  # none may have been counted
@@ -86,3 +113,15 @@ class Histogram:
         rounded = step**2 / 12 * (total[0] - beyond[0] - small_count).clamp_min(0) + small_square
         best = (clipped + rounded).argmin(1, keepdim=True)
         return torch.minimum(clip.gather(1, best)[:, 0], self.peak)
+
+
+def _pooled(values: Tensor, counts: Tensor) -> Histogram:
+    """One series of ``values``, each counted ``counts`` times."""
+    pool = Histogram(1, values.device)
+    present = counts > 0
+    if bool(present.any()):
+        top = values[present].max()
+        pool.limit[0] = pool.peak[0] = top
+        index = (values[present] * (pool.bins / top)).long().clamp_(max=pool.bins - 1)
+        pool.counts[0] = torch.bincount(index, counts[present], minlength=pool.bins)
+    return pool

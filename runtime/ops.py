@@ -206,7 +206,7 @@ def _fake_conv(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Te
 
 
 @torch.no_grad()
-def _saving_forward(
+def saving_forward_kernel(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -219,6 +219,7 @@ def _saving_forward(
     spec: str,
     key: str,
 ) -> tuple[Tensor, Tensor]:
+    """``analogc::saving_forward`` on tensors with memory: output, and where ADCs did not clip."""
     settings = parse(spec)
     y, mask = _simulate(
         x, weight, bias, input_range, adc_range, stride, padding, dilation, groups, settings, key,
@@ -244,7 +245,7 @@ def _fake_saving_forward(
 
 
 @torch.no_grad()
-def _saving_backward(
+def saving_backward_kernel(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -259,6 +260,7 @@ def _saving_backward(
     need_input: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
+    """``analogc::saving_backward`` on tensors with memory: gradients of input and weight."""
     settings = parse(spec)
     single = weight.dim() > 2 and x.dim() == weight.dim() - 1
     batched, batched_grad = (x.unsqueeze(0), grad.unsqueeze(0)) if single else (x, grad)
@@ -310,7 +312,7 @@ for _dims in (1, 2, 3):
         f"analogc::conv{_dims}d", "CompositeExplicitAutograd", torch.no_grad()(conv_kernel)
     )
     torch.library.register_fake(f"analogc::conv{_dims}d", _fake_conv)
-torch.library.impl("analogc::saving_forward", _below, _saving_forward)
+torch.library.impl("analogc::saving_forward", _below, saving_forward_kernel)
 torch.library.register_fake("analogc::saving_forward", _fake_saving_forward)
-torch.library.impl("analogc::saving_backward", _below, _saving_backward)
+torch.library.impl("analogc::saving_backward", _below, saving_backward_kernel)
 torch.library.register_fake("analogc::saving_backward", _fake_saving_backward)

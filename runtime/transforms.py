@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from . import ops
+from .alone import is_alone
 from .errors import UnsupportedError
 from .spec import parse
 
@@ -36,29 +37,34 @@ class _Layer(_SingleLevelFunction):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
-        with _next_level():
-            y, mask = torch.ops.analogc.saving_forward.default(*args)
+        if is_alone(*args[:3]):
+            y, mask = ops.saving_forward_kernel(*args)
+        else:
+            with _next_level():
+                y, mask = torch.ops.analogc.saving_forward.default(*args)
         x, weight, bias, input_range, _, *ctx.rest = args
         ctx.save_for_backward(x, weight, input_range, mask)
         ctx.bias = None if bias is None else (bias.shape, bias.dtype)
         ctx.mark_non_differentiable(mask)
+        ctx.set_materialize_grads(False)  # zeros for the mask are memory, too
         return y, mask
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * (len(ctx.rest) + 5)
         x, weight, input_range, mask = ctx.saved_tensors
         need_x, need_w, need_b = ctx.needs_input_grad[:3]
         grad_x = grad_w = grad_b = None
         if need_x or need_w:
-            found = torch.ops.analogc.saving_backward.default(
-                grad, x, weight, mask, input_range, *ctx.rest, need_x, need_w
-            )
+            backward: Callable[..., Any] = torch.ops.analogc.saving_backward.default
+            if is_alone(grad, weight, x) and not torch.is_grad_enabled():
+                backward = ops.saving_backward_kernel
+            found = backward(grad, x, weight, mask, input_range, *ctx.rest, need_x, need_w)
             grad_x = found[0] if need_x else None
             grad_w = found[1] if need_w else None
         if need_b:
-            shape, dtype = ctx.bias
-            columns_last = grad if weight.dim() == 2 else grad.movedim(1 - weight.dim(), -1)
-            grad_b = columns_last.sum_to_size(shape).to(dtype)
+            grad_b = _bias_gradient(grad, weight, *ctx.bias)
         return (grad_x, grad_w, grad_b, *[None] * (len(ctx.rest) + 2))
 
     @staticmethod
@@ -67,6 +73,14 @@ class _Layer(_SingleLevelFunction):
             "forward-mode derivatives go through digital and ideal layers only",
             fix="use reverse mode (torch.func.vjp, jacrev), or target='ideal'",
         )
+
+
+def _bias_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    channel = -1 if weight.dim() == 2 else 1 - weight.dim()
+    if shape == weight.shape[:1] and grad.dim() > 1:
+        others = [d for d in range(grad.dim()) if d != grad.dim() + channel]
+        return grad.sum(others).to(dtype)
+    return grad.movedim(channel, -1).sum_to_size(shape).to(dtype)
 
 
 class _Gradient(_SingleLevelFunction):

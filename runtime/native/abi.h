@@ -5,7 +5,7 @@
 #pragma once
 #include <stdint.h>
 
-#define ANALOGC_ABI_VERSION 2
+#define ANALOGC_ABI_VERSION 3
 
 #pragma GCC visibility push(default)
 #if defined(__cplusplus)
@@ -64,10 +64,10 @@ int64_t analogc_packed_size(const analogc_weight *weight);
 int32_t analogc_pack(const analogc_weight *weight, const float *written);
 // written[n, k] = stored weight, times alpha[n] if alpha is not null.
 int32_t analogc_unpack(const analogc_weight *weight, const float *alpha, float *written);
-// rows[k, n] = the same of one row block, the other way round and faster. Linear layers only;
-// alpha is not null.
-int32_t analogc_unpack_rows(const analogc_weight *weight, int64_t block, const float *alpha,
-                            float *rows, int32_t threads);
+// rows[k - first, n] = the same of rows first .. first + count of one row block, the other way round
+// and faster. Linear layers only; first is even, alpha is not null.
+int32_t analogc_unpack_rows(const analogc_weight *weight, int64_t block, int64_t first,
+                            int64_t count, const float *alpha, float *rows, int32_t threads);
 
 int32_t analogc_forward(const analogc_layer *layer);
 // The same with what changes from call to call given apart; `layer` is only read.
@@ -88,10 +88,23 @@ int32_t analogc_drive(const float *x, int64_t rows, int64_t length, int64_t x_st
 // out[i] = gradient[i] * mask[i]; out may be gradient.
 int32_t analogc_mask_gradient(const float *gradient, const uint8_t *mask, int64_t n, float *out,
                               int32_t threads);
-// gradient *= |x| <= *range, in place.
-int32_t analogc_clip_gradient(float *gradient, int64_t rows, int64_t length, int64_t stride,
-                              const float *x, int64_t x_stride, const float *range,
-                              int32_t threads);
+// out = gradient where |x| <= *range, 0 times it elsewhere; out may be gradient.
+int32_t analogc_clip_gradient(const float *gradient, int64_t rows, int64_t length, int64_t stride,
+                              const float *x, int64_t x_stride, const float *range, float *out,
+                              int64_t out_stride, int32_t threads);
+
+// The same for feature maps in planes [batch][channel][pixel], some channels of which may be meant:
+// element (b * maps + c) * pixels + p, where `maps` counts all channels. The other side is dense,
+// channels last, [batch][pixel][channels]. mask may be null; a static range or levels 0.
+int32_t analogc_mask_turned(const float *gradient, const uint8_t *mask, int64_t batch,
+                            int64_t channels, int64_t pixels, float *out, int32_t threads);
+int32_t analogc_drive_turned(const float *x, int64_t batch, int64_t channels, int64_t maps,
+                             int64_t pixels, const float *range, int32_t levels, float *out,
+                             int32_t threads);
+// gradient is channels last, x and out are planes; range null: no DAC.
+int32_t analogc_clip_turned(const float *gradient, const float *x, int64_t batch, int64_t channels,
+                            int64_t maps, int64_t pixels, const float *range, float *out,
+                            int32_t threads);
 
 // 64-bit content hash; the same on every machine of the same byte order.
 uint64_t analogc_hash(const void *data, uint64_t bytes);

@@ -13,9 +13,24 @@ from torch import Tensor
 
 from ..spec import LayerSpec
 from .layer import Packed
-from .tensors import clip_gradient_, drive, mask_gradient, new
+from .tensors import (
+    clip_gradient,
+    clip_turned,
+    drive,
+    drive_turned,
+    mask_gradient,
+    mask_turned,
+    new,
+)
 
 Found = tuple[Tensor | None, Tensor | None]
+
+_UNPACKED = 1 << 19
+"""Weights that are unpacked at a time: what they are multiplied from fits a second-level cache."""
+_COLUMNS = 1024
+"""Columns of a weight whose gradient is computed at a time; more of them miss the TLB."""
+_TURNED = 128
+"""Most channels of a convolution whose gradient is computed channels last in any case."""
 
 
 def serves(packed: Packed, spec: LayerSpec) -> bool:
@@ -76,21 +91,32 @@ class _Layer:
         n, k = self.packed.shape
         flat, out = x.reshape(-1, k).contiguous(), grad.reshape(-1, n).contiguous()
         masks = None if self.mask is None else self.mask.view(-1, *out.shape)
-        # One row block of the weight at a time, in the same memory: fresh pages cost more than it.
-        most = max(b - a for a, b in self.spec.blocks)
-        memory = new(most, n) if self.need_input else None
+        memory = new(self._rows_at_once(), n) if self.need_input else None
         grad_x = torch.empty_like(flat) if self.need_input else None
         grad_w = new(n, k) if self.need_weight else None
         for r, (a, b) in enumerate(self.spec.blocks):
             passed = out if masks is None else mask_gradient(out, masks[r])
             if grad_x is not None and memory is not None:
-                rows = self.packed.rows_scaled(self.alpha, r, memory)
-                torch.mm(passed, rows.mT, out=grad_x[:, a:b])
+                for first in range(a, b, len(memory)):
+                    rows = self.packed.rows_scaled(self.alpha, r, first - a, memory)
+                    part = grad_x[:, first : first + len(rows)]
+                    torch.mm(passed, rows.mT, out=part)
                 if self.range is not None:
-                    clip_gradient_(grad_x[:, a:b], flat[:, a:b], self.range[r])
+                    part = grad_x[:, a:b]
+                    clip_gradient(part, flat[:, a:b], self.range[r], out=part)
             if grad_w is not None:
-                torch.mm(passed.mT, self._drive(flat[:, a:b], r), out=grad_w[:, a:b])
+                driven = self._drive(flat[:, a:b], r)
+                for first in range(0, n, _COLUMNS):
+                    some = slice(first, first + _COLUMNS)
+                    torch.mm(passed[:, some].mT, driven, out=grad_w[some, a:b])
         return None if grad_x is None else grad_x.view(x.shape), grad_w
+
+    def _rows_at_once(self) -> int:
+        # Rows of the weight are unpacked into the same memory again and again: what they are
+        # multiplied from stays in cache, and fresh pages would cost more than it.
+        most = max(b - a for a, b in self.spec.blocks)
+        fit = max(_UNPACKED // self.packed.shape[0], 64) // 2 * 2
+        return min(most, fit)
 
     def _drive(self, part: Tensor, block: int) -> Tensor:
         if self.levels == 0:
@@ -106,53 +132,78 @@ class _Layer:
         volume = torch.Size(taps).numel()
         weight = self.packed.unpack_scaled(self.alpha).view(n, k // volume, *taps)
         x, grad = _dense(x), _dense(grad)
-        single = len(self.spec.blocks) == 1
-        grad_x = torch.empty_like(x) if self.need_input and not single else None
+        grad_x = torch.empty_like(x) if self.need_input else None
+        grad_w = torch.zeros_like(weight) if self.need_weight else None
+        turned = self._turns(x)
         done = 0  # channels that have a gradient: blocks may share one
-        grad_w = torch.zeros_like(weight) if self.need_weight and not single else None
         for r, (start, stop) in enumerate(self.spec.blocks):
             first, last = start // volume, -(-stop // volume)
-            part = x if single else x[:, first:last]
             block = weight[:, first:last]
-            if not single:
-                block = block.clone()
+            if len(self.spec.blocks) > 1:
+                block = block.contiguous()
                 rows = block.view(n, -1)
                 rows[:, : start - first * volume] = 0
                 rows[:, stop - first * volume :] = 0
-            passed = grad if self.mask is None else _masked(grad, self.mask[r])
+            # Groups keep all channels of x in their one row block.
+            channels = slice(first, last) if self.packed.groups == 1 else slice(None)
             found = torch.ops.aten.convolution_backward(
-                passed, self._drive_map(part, r), block, None, *geometry, False,
-                [0] * len(taps), self.packed.groups, [self.need_input, self.need_weight, False],
+                self._masked_map(grad, r, turned), self._driven_map(x, channels, r, turned), block,
+                None, *geometry, False, [0] * len(taps), self.packed.groups,
+                [self.need_input, self.need_weight, False],
             )  # fmt: skip
-            if self.need_input and self.range is not None:
-                self._clip_map_(found[0], part, r)
-            if single:
-                return found[0] if self.need_input else None, (
-                    found[1] if self.need_weight else None
-                )
             if grad_x is not None:
                 if first < done:
-                    grad_x[:, first:done] += found[0][:, : done - first]
-                grad_x[:, done:last] = found[0][:, done - first :]
+                    kept = grad_x[:, first].clone()
+                    self._place(found[0], x, channels, r, grad_x)
+                    grad_x[:, first] += kept
+                else:
+                    self._place(found[0], x, channels, r, grad_x)
                 done = last
             if grad_w is not None:
                 skip = first * volume
                 flat = found[1].reshape(n, -1)
-                grad_w.view(n, -1)[:, start:stop] += flat[:, start - skip : stop - skip]
+                grad_w.view(n, -1)[:, start:stop] = flat[:, start - skip : stop - skip]
         return grad_x, grad_w
 
-    def _drive_map(self, part: Tensor, block: int) -> Tensor:
+    def _turns(self, x: Tensor) -> bool:
+        # oneDNN's gradients of few channels take 0.55 to 1 times as long channels last, and the
+        # passes around them can turn the maps on their way.
+        return (
+            x.dim() == 4
+            and x.is_contiguous()
+            and self.packed.groups == 1
+            and max(x.shape[1], self.packed.shape[0]) <= _TURNED
+            and not (self.levels and self.range is None)
+        )
+
+    def _masked_map(self, grad: Tensor, block: int, turned: bool) -> Tensor:
+        mask = None if self.mask is None else self.mask[block]
+        if turned and (mask is None or mask.is_contiguous()):
+            return mask_turned(grad.contiguous(), mask)
+        return grad if mask is None else _masked(grad, mask)
+
+    def _driven_map(self, x: Tensor, channels: slice, block: int, turned: bool) -> Tensor:
+        part = x[:, channels]
+        if turned and self.need_weight:
+            full = None if self.range is None else self.range[block]
+            first, last, _ = channels.indices(x.shape[1])
+            return drive_turned(x, first, last, full, self.levels)
         if self.levels == 0 or not self.need_weight:
             return part
-        driven = self._drive(_rows(part), block)
-        return _unrows(driven, part)
+        return _unrows(self._drive(_rows(part), block), part)
 
-    def _clip_map_(self, grad: Tensor, part: Tensor, block: int) -> None:
-        assert self.range is not None, "a static input range"
-        if grad.stride() == part.stride() or part.shape[0] <= 1:
-            clip_gradient_(_rows(grad), _rows(part), self.range[block])
+    def _place(self, grad: Tensor, x: Tensor, channels: slice, block: int, out: Tensor) -> None:
+        """The gradient of a row block's channels, clipped, into its place in ``out``."""
+        part, to = x[:, channels], out[:, channels]
+        if self.range is None:
+            to.copy_(grad)
+        elif _is_last(grad) == _is_last(part):
+            clip_gradient(_rows(grad), _rows(part), self.range[block], _rows(to))
+        elif x.is_contiguous() and grad.is_contiguous(memory_format=torch.channels_last):
+            first, last, _ = channels.indices(x.shape[1])
+            clip_turned(grad, x, first, last, self.range[block], out)
         else:
-            grad.mul_(part.abs() <= self.range[block])
+            torch.mul(grad, part.abs() <= self.range[block], out=to)
 
 
 def _is_last(x: Tensor) -> bool:
@@ -169,7 +220,7 @@ def _rows(part: Tensor) -> Tensor:
     """A slice of channels of a dense map as a matrix of dense rows."""
     if _is_last(part):
         batch, channels, height, width = part.shape
-        return part.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
+        return part.permute(0, 2, 3, 1).view(batch * height * width, channels)
     return part.flatten(1)
 
 

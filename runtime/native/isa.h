@@ -88,10 +88,18 @@ struct Isa {
     void (*normals)(float *out, uint64_t first_group, int64_t groups, uint64_t key, uint32_t block,
                     uint32_t call);
     void (*mask_gradient)(const float *gradient, const uint8_t *mask, int64_t n, float *out);
-    void (*clip_gradient)(float *gradient, const float *x, int64_t n, float full);
+    void (*clip_gradient)(const float *gradient, const float *x, int64_t n, float full, float *out);
     // even[n] = codes[n][0] * step[n] * alpha[n], odd[n] = codes[n][1] * ...; odd may be null.
     void (*pair_of_rows)(const int16_t *codes, int64_t n, const float *step, const float *alpha,
                          float *even, float *odd);
+    // Between planes, element c * plane + p, and channels last, p * channels + c; a few pixels of
+    // one image. As mask_gradient (mask may be null), dac_float and clip_gradient.
+    void (*mask_turned)(const float *gradient, const uint8_t *mask, int64_t plane, int64_t pixels,
+                        int64_t channels, float *out);
+    void (*drive_turned)(const float *x, int64_t plane, int64_t pixels, int64_t channels,
+                         float unit, float levels, float *out);
+    void (*clip_turned)(const float *gradient, const float *x, int64_t plane, int64_t pixels,
+                        int64_t channels, float full, float *out);
     uint64_t (*hash)(const void *data, uint64_t bytes);
 };
 

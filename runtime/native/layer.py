@@ -118,23 +118,29 @@ class Packed:
         """Weight in its own units, ``alpha[n] * unpack()[n]``, in one pass."""
         return self._unpack(_ready(alpha, self.shape[0]))
 
-    def rows_scaled(self, alpha: Tensor, block: int, out: Tensor) -> Tensor:
-        """``unpack_scaled(alpha)`` of a linear layer's row block, transposed, and faster.
+    def rows_scaled(self, alpha: Tensor, block: int, first: int, out: Tensor) -> Tensor:
+        """``unpack_scaled(alpha)`` of rows of a linear layer's row block, transposed and faster.
 
         Args:
             alpha: ``[N]``.
             block: which row block.
-            out: memory for the result, contiguous float32 ``[at least K_r, N]``.
+            first: row of the block to begin with, even.
+            out: memory for the result, contiguous float32 ``[rows, N]``.
+
+        Returns:
+            As much of ``out`` as the block has rows from ``first`` on.
         """
         assert not self.taps and out.is_contiguous() and out.dtype is torch.float32
-        length = self.rows[block + 1] - self.rows[block]
-        if out.shape[0] < length or out.shape[1] != self.shape[0]:
-            raise ValueError(f"{list(out.shape)} cannot hold {length} rows of {self.shape[0]}")
+        length = min(out.shape[0], self.rows[block + 1] - self.rows[block] - first)
+        if out.shape[1] != self.shape[0]:
+            raise ValueError(f"{list(out.shape)} cannot hold rows of {self.shape[0]}")
         alpha = _ready(alpha, self.shape[0])
         status = loaded().unpack_rows(
-            self._struct(), block, alpha.data_ptr(), out.data_ptr(), torch.get_num_threads()
-        )
-        assert status == 0, "what was packed can be unpacked"
+            self._struct(), block, first, length, alpha.data_ptr(), out.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        if status:
+            raise ValueError(f"block {block} has no {length} rows from {first} on")
         return out[:length]
 
     def _unpack(self, alpha: Tensor | None) -> Tensor:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch  # loads the OpenMP runtime that the library uses  # noqa: F401
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 ISAS = ("baseline", "avx2", "avx512", "avx512vnni")
 
 
@@ -92,7 +92,9 @@ class Library:
         self.unpack = lib.analogc_unpack
         self.unpack.argtypes, self.unpack.restype = [weight, c_void_p, c_void_p], c_int32
         self.unpack_rows = lib.analogc_unpack_rows
-        self.unpack_rows.argtypes = [weight, c_int64, c_void_p, c_void_p, c_int32]
+        self.unpack_rows.argtypes = [
+            weight, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int32,
+        ]  # fmt: skip
         self.unpack_rows.restype = c_int32
         self.call = lib.analogc_call
         pointers = [c_void_p] * 7
@@ -111,9 +113,25 @@ class Library:
         self.mask_gradient.restype = c_int32
         self.clip_gradient = lib.analogc_clip_gradient
         self.clip_gradient.argtypes = [
-            c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int32,
+            c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int64,
+            c_int32,
         ]  # fmt: skip
         self.clip_gradient.restype = c_int32
+        self.mask_turned = lib.analogc_mask_turned
+        self.mask_turned.argtypes = [
+            c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int32,
+        ]  # fmt: skip
+        self.mask_turned.restype = c_int32
+        self.drive_turned = lib.analogc_drive_turned
+        self.drive_turned.argtypes = [
+            c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p, c_int32, c_void_p, c_int32,
+        ]  # fmt: skip
+        self.drive_turned.restype = c_int32
+        self.clip_turned = lib.analogc_clip_turned
+        self.clip_turned.argtypes = [
+            c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int32,
+        ]  # fmt: skip
+        self.clip_turned.restype = c_int32
         self.hash = lib.analogc_hash
         self.hash.argtypes, self.hash.restype = [c_void_p, c_uint64], c_uint64
         self.hash_many = lib.analogc_hash_many

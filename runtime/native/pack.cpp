@@ -167,26 +167,38 @@ extern "C" int32_t analogc_unpack(const analogc_weight *weight, const float *alp
     return ANALOGC_OK;
 }
 
-extern "C" int32_t analogc_unpack_rows(const analogc_weight *weight, int64_t block,
-                                       const float *alpha, float *rows, int32_t threads) {
+// Rows whose part of a panel is unpacked before the next panel's: few enough that the pages they are
+// written to stay in the TLB, many enough to read a stretch of the panel.
+constexpr int64_t kUnpackRows = 64;
+
+extern "C" int32_t analogc_unpack_rows(const analogc_weight *weight, int64_t block, int64_t first,
+                                       int64_t count, const float *alpha, float *rows,
+                                       int32_t threads) {
     const analogc_weight &w = *weight;
     if (!is_valid(w) || w.taps != 1 || w.groups != 1 || threads < 1) return ANALOGC_BAD_ARGUMENT;
-    if (block < 0 || block >= w.blocks) return ANALOGC_BAD_ARGUMENT;
+    if (block < 0 || block >= w.blocks || first < 0 || first % 2 || count < 0) {
+        return ANALOGC_BAD_ARGUMENT;
+    }
+    const int64_t all = w.rows[block + 1] - w.rows[block];
+    if (first > all || count > all - first) return ANALOGC_BAD_ARGUMENT;
     const bool integer = w.format == ANALOGC_INT16;
     const int64_t n = w.columns, stored = packed_columns(w), step = integer ? 2 : 1;
-    const int64_t count = w.rows[block + 1] - w.rows[block], packed = packed_rows(w, block);
+    const int64_t packed = packed_rows(w, block);
     const float *real = static_cast<const float *>(w.data) + block_offset(w, block);
     const int16_t *code = static_cast<const int16_t *>(w.data) + block_offset(w, block);
+    const int64_t panels = (n + kPanel - 1) / kPanel, parts = (count + kUnpackRows - 1) / kUnpackRows;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t k = 0; k < count; k += step) {
-        for (int64_t left = 0; left < n; left += kPanel) {
-            const int64_t width = stored - left < kPanel ? stored - left : kPanel;
-            const int64_t used = n - left < kPanel ? n - left : kPanel;
-            const int64_t at = left * packed + k * width;
+    for (int64_t i = 0; i < parts * panels; ++i) {
+        const int64_t from = i / panels * kUnpackRows, left = i % panels * kPanel;
+        const int64_t to = from + kUnpackRows < count ? from + kUnpackRows : count;
+        const int64_t width = stored - left < kPanel ? stored - left : kPanel;
+        const int64_t used = n - left < kPanel ? n - left : kPanel;
+        for (int64_t k = from; k < to; k += step) {
+            const int64_t at = left * packed + (first + k) * width;
             float *even = rows + k * n + left;
             if (integer) {
                 isa().pair_of_rows(code + at, used, w.step + left, alpha + left, even,
-                                   k + 1 < count ? even + n : nullptr);
+                                   k + 1 < to ? even + n : nullptr);
                 continue;
             }
             for (int64_t j = 0; j < used; ++j) even[j] = real[at + j] * alpha[left + j];

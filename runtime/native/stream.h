@@ -32,26 +32,6 @@ bool dac(const float *x, int64_t n, float steps, float levels, Code *codes) {
     return bad != 0;
 }
 
-void mask_gradient(const float *gradient, const uint8_t *mask, int64_t n, float *out) {
-    for (int64_t i = 0; i < n; ++i) out[i] = gradient[i] * static_cast<float>(mask[i]);
-}
-
-void clip_gradient(float *gradient, const float *x, int64_t n, float full) {
-    for (int64_t i = 0; i < n; ++i) {
-        gradient[i] *= float_of(bits_of(x[i]) & 0x7FFFFFFF) <= full ? 1.0f : 0.0f;
-    }
-}
-
-void pair_of_rows(const int16_t *codes, int64_t n, const float *step, const float *alpha,
-                  float *even, float *odd) {
-    for (int64_t i = 0; i < n; ++i) {
-        even[i] = static_cast<float>(codes[2 * i]) * step[i] * alpha[i];
-    }
-    for (int64_t i = 0; odd && i < n; ++i) {
-        odd[i] = static_cast<float>(codes[2 * i + 1]) * step[i] * alpha[i];
-    }
-}
-
 // As integers, magnitudes of floats have the order of their values and NaN comes last.
 float absmax(const float *x, int64_t n) {
     int32_t most = 0;

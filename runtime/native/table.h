@@ -2,6 +2,7 @@
 #pragma once
 #include "epilogue.h"
 #include "gemm.h"
+#include "gradient.h"
 #include "stream.h"
 
 #define ANALOGC_TABLE(name)             \
@@ -21,4 +22,7 @@
      mask_gradient,                     \
      clip_gradient,                     \
      pair_of_rows,                      \
+     mask_turned,                       \
+     drive_turned,                      \
+     clip_turned,                       \
      hash}

@@ -197,3 +197,53 @@ def test_adding_leaves_the_values_alone() -> None:
 @pytest.mark.parametrize("method", ["mse", "percentile", "absmax"])
 def test_no_values_at_all_have_range_zero(method: Method) -> None:
     assert choose([torch.zeros(2, 0)], method) == [0.0, 0.0]
+
+
+def columns(kind: str, count: int, seed: int) -> Tensor:
+    """64 series alike but for their scale, ``count`` values of each."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randint(40_000, (64, count), generator=generator)
+    return draw(kind)[index] * torch.logspace(-3, 3, 64, dtype=torch.float64)[:, None]
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "laplace", "student"])
+@pytest.mark.parametrize("count", [64, 300])
+def test_series_of_few_values_learn_from_their_family(kind: str, count: int) -> None:
+    few, unseen = columns(kind, count, 0), columns(kind, 4000, 1)
+    histogram, plenty = Histogram(64, CPU, 256), Histogram(64, CPU, 256)
+    histogram.add(few)
+    plenty.add(columns(kind, 20_000, 2))
+
+    def error(found: Tensor) -> float:
+        full = found[:, None]
+        converted = to_codes(unseen, full, 127) * full / 127
+        return float(((converted - unseen) / unseen.std(1, keepdim=True)).square().mean())
+
+    alone = error(histogram.choose(Calibration("mse"), 127))
+    family = error(histogram.choose(Calibration("mse"), 127, 64))
+    best = error(plenty.choose(Calibration("mse"), 127))
+    assert family < 0.3 * alone
+    assert family < (10 if kind == "student" else 2) * best
+
+
+def test_series_of_many_values_keep_what_they_would_choose_alone() -> None:
+    histogram = Histogram(64, CPU, 256)
+    histogram.add(columns("laplace", 40_000, 0))
+    alone = histogram.choose(Calibration("mse"), 127)
+    torch.testing.assert_close(
+        histogram.choose(Calibration("mse"), 127, 64), alone, rtol=0.02, atol=0
+    )
+
+
+@pytest.mark.parametrize("method", ["mse", "percentile", "absmax"])
+def test_families_do_not_mix_and_silent_series_stay_zero(method: Method) -> None:
+    first, second = columns("gaussian", 50, 0), columns("student", 50, 1)
+    second[3] = 0
+    both, one = Histogram(128, CPU, 256), Histogram(64, CPU, 256)
+    both.add(torch.cat([first, second]))
+    one.add(first)
+    found = both.choose(Calibration(method), 127, 64)
+    torch.testing.assert_close(found[:64], one.choose(Calibration(method), 127, 64))
+    assert found[67] == 0 and bool((found > 0).sum() == 127)
+    if method != "mse":
+        assert torch.equal(found, both.choose(Calibration(method), 127))

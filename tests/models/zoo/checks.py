@@ -146,10 +146,12 @@ def train_like_eager(
         loss.backward()
         losses.append(loss.detach())
     _assert_near({"loss": losses[0]}, {"loss": losses[1]}, tolerance)
-    gradients = [{n: p.grad for n, p in m.named_parameters() if p.grad is not None}
-                 for m in (model, twin)]  # fmt: skip
-    _assert_near(*gradients, tolerance)
+    _assert_near(_gradients(model), _gradients(twin), tolerance)
     _assert_near(dict(model.named_buffers()), dict(twin.named_buffers()), tolerance)
+
+
+def _gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 def _assert_near(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float) -> None:

@@ -148,8 +148,57 @@ def test_gradient_is_masked_and_clipped() -> None:
 
     wanted = gradient.clone()
     wanted[:, 5:20] *= x[:, 5:20].abs() <= 0.7
-    found = tensors.clip_gradient_(gradient[:, 5:20], x[:, 5:20], torch.tensor([0.7]))
-    assert torch.equal(gradient, wanted) and found.data_ptr() == gradient[:, 5:20].data_ptr()
+    part, out = gradient[:, 5:20], torch.zeros(9, 30)
+    tensors.clip_gradient(part, x[:, 5:20], torch.tensor([0.7]), out[:, 3:18])
+    assert torch.equal(out[:, 3:18], wanted[:, 5:20])
+    assert not out[:, :3].any() and not out[:, 18:].any()
+    tensors.clip_gradient(part, x[:, 5:20], torch.tensor([0.7]), part)
+    assert torch.equal(gradient, wanted)
+
+
+@pytest.mark.parametrize("size", [(5, 3), (8, 8), (13, 20), (0, 4), (19, 14)])
+@pytest.mark.parametrize("span", [(0, 1), (0, 19), (3, 14)])
+def test_maps_are_turned_on_the_way(
+    size: tuple[int, int], span: tuple[int, int], native: Library
+) -> None:
+    torch.manual_seed(3)
+    first, last = span
+    x, full = torch.randn(2, 19, *size), torch.tensor([0.8])
+    part = x[:, first:last].contiguous()
+    mask = torch.rand(part.shape) > 0.3
+    grad = torch.randn(part.shape).contiguous(memory_format=torch.channels_last)
+    driven = tensors.drive(part.flatten(1), full, 127).view(part.shape)
+    for name in native.isas:
+        native.isa = name
+        found = tensors.mask_turned(part, mask)
+        assert torch.equal(found, part * mask)
+        assert found.permute(0, 2, 3, 1).is_contiguous()
+        assert torch.equal(tensors.mask_turned(part, None), part)
+        assert torch.equal(tensors.drive_turned(x, first, last, full, 127), driven)
+        assert torch.equal(tensors.drive_turned(x, first, last, None, 0), part)
+        out = torch.zeros_like(x)
+        tensors.clip_turned(grad, x, first, last, full, out)
+        assert torch.equal(out[:, first:last], grad * (part.abs() <= 0.8))
+        assert not out[:, :first].any() and not out[:, last:].any()
+    native.isa = native.isas[-1]
+
+
+@pytest.mark.usefixtures("native")
+def test_maps_that_cannot_be_turned_are_refused() -> None:
+    x, full = torch.randn(2, 6, 4, 4), torch.ones(1)
+    last = x.contiguous(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match="contiguous"):
+        tensors.mask_turned(last, None)
+    with pytest.raises(ValueError, match="layout"):
+        tensors.mask_turned(x, last > 0)
+    with pytest.raises(ValueError, match="mask"):
+        tensors.mask_turned(x, x[:1] > 0)
+    with pytest.raises(ValueError, match="channels"):
+        tensors.drive_turned(x, 2, 7, full, 127)
+    with pytest.raises(ValueError, match="cannot hold"):
+        tensors.clip_turned(last, x, 0, 6, full, last)
+    with pytest.raises(ValueError, match="is not of channels"):
+        tensors.clip_turned(last[:, :3], x, 0, 6, full, x.clone())
 
 
 @pytest.mark.usefixtures("native")

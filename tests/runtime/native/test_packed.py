@@ -53,10 +53,15 @@ def test_rows_scaled_is_the_same_transposed(
     packed = Packed.pack(weight, tuple(cuts), dac_bits=8, format=format)
     for name in native.isas:
         native.isa = name
-        memory = torch.empty(shape[1], shape[0])
-        for block, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False)):
-            found = packed.rows_scaled(alpha, block, memory)
-            assert torch.equal(found, packed.unpack_scaled(alpha)[:, a:b].mT)
+        for rows in (4, shape[1]):
+            memory = torch.empty(rows, shape[0])
+            for block, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False)):
+                for first in range(a, b, rows + rows % 2):
+                    found = packed.rows_scaled(alpha, block, first - a, memory)
+                    wanted = packed.unpack_scaled(alpha)[:, first : min(b, first + rows)].mT
+                    assert torch.equal(found, wanted)
+        with pytest.raises(ValueError, match="rows from"):
+            packed.rows_scaled(alpha, 0, 1, memory)
     native.isa = native.isas[-1]
 
 
