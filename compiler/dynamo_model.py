@@ -26,6 +26,7 @@ from .capture import Source, in_mode_of
 from .coverage import CoverageReport, CoverageRow
 from .dynamo_trace import bind, signature_of
 from .holder import hold
+from .home import on_meta
 from .marks import marked
 from .model import CompiledModel
 from .piece import Key, Piece
@@ -351,6 +352,10 @@ class DynamoModel(CompiledModel):
     __repr__ = __str__
 
     # -- weights, tiles and ranges ---------------------------------------------------------------
+
+    def _require_weights(self) -> None:
+        if on_meta(self._root):
+            raise self._no_weights()
 
     def sync(self) -> list[str]:
         """Program again every tile array whose weight changed; returns the layers concerned."""

@@ -19,16 +19,19 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import CompileContext, TracingContext
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.fx.traceback import preserve_node_meta
 from torch.utils import _pytree as pytree
 
 from ..passes.base import source_line
 from ..passes.derive_weights import add_constant
 from ..runtime.errors import UnsupportedError
+from ..runtime.regions import kept_modes
 from .capture import user_line
 from .holder import Holder
 from .signature import ConstantLeaf, Leaf, Signature, TensorLeaf, static_size
 
+_AUTOCAST = torch.amp.autocast_mode._enter_autocast
 _CHECKPOINT = torch.ops.higher_order.tag_activation_checkpoint
 _VARIABLE = re.compile(r"^[LG]\['(\w+)'\]$")
 _STEP = re.compile(r"_(?:modules|parameters|buffers)\['([^']+)'\]")
@@ -81,6 +84,10 @@ def trace(captured: fx.GraphModule, examples: Sequence[Any]) -> Template:
     try:
         with real, mode or nullcontext(), preserve_node_meta(), enable_python_dispatcher():
             module = make_fx(_Inlined(captured).run, pre_dispatch=above)(*fakes)
+            if mode is not None and module.graph.find_nodes(op="call_function", target=_AUTOCAST):
+                # Above autograd the tracer does not see what autocast makes of dtypes.
+                with kept_modes():
+                    FakeTensorProp(module, mode).propagate_dont_convert_inputs(*fakes)
     except Exception as err:
         raise UnsupportedError(
             f"a graph of dynamo's cannot be traced: {type(err).__name__}: {_first_line(err)}",

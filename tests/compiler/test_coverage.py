@@ -517,9 +517,10 @@ def test_strict_lists_every_operator_that_would_stay_digital() -> None:
 
 
 def test_strict_names_what_is_inside_a_region() -> None:
-    def run(layer: Any, x: Tensor) -> Any:
+    def run(layer: Any, x: Tensor) -> Tensor:
         start = (torch.tensor(0), x)
-        return while_loop(lambda i, t: i < 3, lambda i, t: (i + 1, layer(t)), start)
+        y: Tensor = while_loop(lambda i, t: i < 3, lambda i, t: (i + 1, layer(t)), start)[1]
+        return y
 
     with pytest.raises(UnsupportedError, match="1 products inside a while_loop region"):
         analogc.compile(Use(nn.Linear(6, 6), run), (torch.randn(3, 6),), strict=True)

@@ -175,6 +175,7 @@ def test_ideal_tiles_give_results_gradients_and_statistics_of_eager(
 ) -> None:
     model = Net(function).train(training)
     twin = copy.deepcopy(model)
+    rough = function in (casts, casts_in_a_checkpoint)  # bfloat16
     compiled = analogc.compile(model, (X,), target="ideal", check=True, strict=True)
     for x in INPUTS if function in CONTROL else INPUTS[:1]:
         found: list[Any] = []
@@ -191,7 +192,7 @@ def test_ideal_tiles_give_results_gradients_and_statistics_of_eager(
             # A branch that is not taken has no gradient, or one of zeros.
             a = torch.zeros_like(b) if a is None and b is not None else a
             b = torch.zeros_like(a) if b is None and a is not None else b
-            torch.testing.assert_close(a, b, rtol=2e-2 if function is casts else 1e-5, atol=1e-5)
+            torch.testing.assert_close(a, b, rtol=2e-2 if rough else 1e-5, atol=1e-5)
     assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 

@@ -60,20 +60,18 @@ TORCHVISION = (
 _TIMM = {
     "": """
         caformer_s18 cait_xxs24_224 coat_lite_tiny convit_tiny convmixer_768_32 convnextv2_atto
-        cpubone_nano cs3darknet_focus_s cspnext_tiny deit_tiny_distilled_patch16_224
-        densenetblur121d dla46x_c dpn48b edgenext_xx_small efficientformerv2_s0 efficientnet_b0_gn
-        efficientvim_m1 efficientvit_b0 efficientvit_m0 eva02_tiny_patch14_224 fasternet_t0
-        fastvit_t8 flexivit_small gcvit_xxtiny ghostnetv3_050 gmixer_12_224 gmlp_ti16_224
+        cpubone_nano cs3darknet_focus_s deit_tiny_distilled_patch16_224 dla46x_c dpn48b
+        edgenext_xx_small efficientformerv2_s0 efficientnet_b0_gn efficientvim_m1
+        efficientvit_m0 eva02_tiny_patch14_224 fasternet_t0 gmixer_12_224 gmlp_ti16_224
         hardcorenas_a hgnetv2_b0 hrnet_w18_small iformer_t inception_next_atto lcnetv2_small
-        legacy_seresnet18 lowformer_b0 mixnet_s mixer_s32_224 mobilenetv3_small_050
+        legacy_seresnet18 lowformer_b0 mixer_s32_224 mobilenetv3_small_050
         mobilenetv4_conv_small_035 mobileone_s0 mobilevit_xxs mobilevitv2_050 nf_ecaresnet26
-        poolformerv2_s12 pvt_v2_b0 pvt_v2_b2_li regnetz_005 regnetz_b16_evos repghostnet_050
-        repvgg_a0 repvit_m0_9 resmlp_12_224 resnest14d resnetblur18 resnetv2_50x1_bit rexnetr_100
-        shvit_s1 skresnet18 starnet_s050 swiftformer_xs swin_tiny_patch4_window7_224
-        swinv2_cr_tiny_ns_224 test_byobnet test_coatnet test_convnext test_efficientnet
-        test_mambaout test_maxvit test_nfnet test_resnet test_vit test_vit2 test_vit_relpos
-        tf_efficientnet_lite0 tf_mixnet_s tiny_vit_5m_224 tresnet_m
-        twins_svt_small vit_tiny_r_s16_p8_224 volo_d1_224 vovnet39a xcit_nano_12_p16_224
+        poolformerv2_s12 pvt_v2_b0 pvt_v2_b2_li regnetz_005 repghostnet_050 repvit_m0_9
+        resmlp_12_224 resnest14d resnetblur18 rexnetr_100 shvit_s1 skresnet18 starnet_s050
+        swiftformer_xs swin_tiny_patch4_window7_224 test_byobnet test_coatnet test_convnext
+        test_efficientnet test_mambaout test_maxvit test_nfnet test_vit test_vit_relpos
+        tf_mixnet_s tiny_vit_5m_224 twins_svt_small vit_tiny_r_s16_p8_224 vovnet39a
+        xcit_nano_12_p16_224
     """,
     "224": "efficientformer_l1 levit_128s pit_ti_224 visformer_tiny",
     "256": "botnet26t_256 halonet_h1 lambda_resnet26rpt_256",
