@@ -23,11 +23,11 @@ from torch import nn
 from ..passes.derive_weights import HOME
 from ..runtime.errors import InputError, UnsupportedError
 from .build import build
-from .capture import check_source
 from .compile import compile
 from .copying import new_uid
 from .holder import hold, mode_of
 from .model import CompiledModel
+from .source import check_source
 from .weights import AnalogWeight
 
 _NAMED = inspect.Parameter.KEYWORD_ONLY

@@ -18,11 +18,12 @@ from ..runtime.mapping import TileMapping
 from ..runtime.regions import plain_precision
 from ..runtime.sqnr import RangeUse
 from ..runtime.target import Target
-from .capture import Source, capture
+from .capture import capture
 from .coverage import CoverageReport
 from .holder import Holder
 from .printing import counted, format_graph
 from .signature import Signature
+from .source import Source
 
 
 @dataclass(frozen=True, slots=True)

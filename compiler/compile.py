@@ -17,19 +17,13 @@ from ..runtime.guard import Access, checked_access
 from ..runtime.sqnr import warn_of_waste
 from ..runtime.target import Target
 from .build import build, fixed_ranges
-from .capture import (
-    ExportError,
-    Method,
-    Source,
-    check_source,
-    module_of,
-    warn_of_backward_hooks,
-)
+from .export_errors import ExportError
 from .holder import hold, mode_of
 from .home import home_of
 from .lowerings import Lowerings
 from .model import CompiledModel
 from .settings import Select, Settings
+from .source import Method, Source, check_source, module_of, warn_of_backward_hooks
 
 _LOG = logging.getLogger("analogc")
 

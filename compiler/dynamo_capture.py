@@ -11,10 +11,12 @@ from torch import nn
 from ..runtime.errors import AnalogcError, InputError, UnsupportedError
 from ..runtime.guard import Access
 from .build import refuse_unsupported
-from .capture import BY_DYNAMO, ExportError, Source, quiet, user_line
 from .dynamo_backend import site
 from .dynamo_model import DynamoModel, log
+from .export import quiet
+from .export_errors import BY_DYNAMO, ExportError, user_line
 from .settings import Settings
+from .source import Source
 
 
 def compile_pieces(

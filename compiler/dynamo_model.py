@@ -22,7 +22,7 @@ from ..runtime.target import Calibration
 from .backend import BackendReport
 from .batches import Mapped, as_call, cloned
 from .build import Step, fixed_ranges, lower
-from .capture import Source, in_mode_of
+from .capture import in_mode_of
 from .coverage import CoverageReport, CoverageRow
 from .dynamo_trace import bind, signature_of
 from .holder import hold
@@ -33,6 +33,7 @@ from .piece import Key, Piece
 from .printing import counted
 from .python_products import Layer, layers, modules_outside, products_outside
 from .settings import Selection, Settings
+from .source import Source
 from .weights import WeightMap
 
 if TYPE_CHECKING:

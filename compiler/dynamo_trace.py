@@ -27,7 +27,7 @@ from ..passes.base import source_line
 from ..passes.derive_weights import add_constant
 from ..runtime.errors import UnsupportedError
 from ..runtime.regions import kept_modes
-from .capture import user_line
+from .export_errors import user_line
 from .holder import Holder
 from .signature import ConstantLeaf, Leaf, Signature, TensorLeaf, static_size
 

@@ -10,7 +10,7 @@ import torch._dynamo
 from torch import Tensor, nn
 
 from .batches import Call
-from .capture import Source
+from .source import Source
 
 
 def marked(call: Call, source: Source) -> Call:

@@ -26,12 +26,12 @@ from ..runtime.tiles import Programmed
 from .access import View, refuse_empty, refuse_load
 from .batches import Mapped, as_call, cloned
 from .build import Program, build
-from .capture import Source
 from .copying import copy_context, copy_programs
 from .holder import Holder, hold, mode_of, modules_of
 from .home import home_of, is_real, on_meta
 from .inspected import Inspected
 from .signature import ConstantLeaf
+from .source import Source
 from .structure import Structure
 from .tile_table import TileTable
 from .weights import WeightMap

@@ -11,9 +11,10 @@ import pytest
 from torch import Tensor, nn
 
 from analogc import Target, targets
-from analogc.compiler.capture import Source, capture
+from analogc.compiler.capture import capture
 from analogc.compiler.holder import hold
 from analogc.compiler.printing import format_graph
+from analogc.compiler.source import Source
 from analogc.passes.base import META, Pass, PassContext
 from analogc.passes.pipeline import parse
 from analogc.passes.verify import verify
