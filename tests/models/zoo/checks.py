@@ -16,7 +16,8 @@ TOLERANCE = 1e-6
 """Of an ideal model's outputs, relative to the largest magnitude of each."""
 
 NO_STORED_WEIGHT = (
-    "activation x activation", "computes a weight, no activation", "no sum over a dim",
+    "of parameters alone", "activation x activation", "computes a weight, no activation",
+    "no sum over a dim",
 )  # fmt: skip
 """Reasons why a product is rightly digital."""
 
