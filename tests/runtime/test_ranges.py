@@ -74,5 +74,5 @@ def test_ranges_move_with_the_model_but_keep_their_dtype(dtype: torch.dtype) -> 
     assert table.get_buffer("fc_input").dtype == torch.float32
     assert math.isclose(float(table.get_buffer("fc_input")), 1 / 3, rel_tol=1e-7)
 
-    table.to("meta")
-    assert table.get_buffer("fc_input").is_meta
+    table.to("meta")  # where weights lose their memory, ranges keep it
+    assert math.isclose(float(table.get_buffer("fc_input")), 1 / 3, rel_tol=1e-7)
