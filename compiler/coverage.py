@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from torch import fx
@@ -45,6 +47,25 @@ class CoverageRow:
         """Module and source line, as far as they are known; the file by its name only."""
         line = self.line.replace("\\", "/").rpartition("/")[2] if self.line else ""
         return ", ".join(filter(None, (self.module, line)))
+
+    @property
+    def source(self) -> str:
+        """``line`` with the file named from its outermost package: no folder of this machine."""
+        if self.line is None:
+            return ""
+        name, _, number = self.line.rpartition(":")
+        return f"{_in_package(name)}:{number}"
+
+
+@cache
+def _in_package(name: str) -> str:
+    file = Path(name)
+    parts = [file.name]
+    for folder in file.parents:
+        if not (folder / "__init__.py").is_file():
+            break
+        parts.insert(0, folder.name)
+    return "/".join(parts)
 
 
 @dataclass(frozen=True, slots=True)

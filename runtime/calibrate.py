@@ -9,6 +9,7 @@ import operator
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from time import perf_counter
 from typing import Any
 
@@ -30,6 +31,7 @@ from .target import Calibration
 
 _MOMENT = 1.0
 """Seconds after which a progress bar is worth showing."""
+_BARS: ContextVar[bool] = ContextVar("analogc_bars", default=True)
 _OPS = {getattr(torch.ops.analogc, name).default: name for name in NAMES}
 
 
@@ -254,11 +256,21 @@ def _buffer(root: torch.nn.Module, node: Any) -> Tensor | None:
     return value
 
 
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """For a caller that shows progress of its own: a terminal has room for one bar."""
+    token = _BARS.set(False)
+    try:
+        yield
+    finally:
+        _BARS.reset(token)
+
+
 def with_progress(items: Iterable[Any], what: str) -> Iterator[Any]:
     """Pass ``items`` on, with a progress bar on a terminal if it takes longer than a moment."""
     total = operator.length_hint(items) or None
     rest, done = iter(items), 0
-    patience = _MOMENT if sys.stderr.isatty() else math.inf
+    patience = _MOMENT if _BARS.get() and sys.stderr.isatty() else math.inf
     start = perf_counter()
     for item in rest:
         yield item

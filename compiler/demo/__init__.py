@@ -18,6 +18,7 @@ from rich.progress import Progress, track
 from rich.table import Table
 from torch.export import ExportedProgram
 
+from ...runtime.calibrate import without_bars
 from ..model import CompiledModel
 from ..picture.page import target_text
 from .network import DigitNetwork, Digits, accuracy, load_digits, train
@@ -73,7 +74,7 @@ def run(
     """
     console = console or Console()
     plan = FAST if fast else FULL
-    with _one_thread(), torch.random.fork_rng(devices=[]):
+    with _one_thread(), without_bars(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _Demo(plan, seed, Path(out), console).run()
 

@@ -209,7 +209,7 @@ def _coverage_table(coverage: CoverageReport, listed: Sequence[CoverageRow]) -> 
         names = (escape(row.module or row.reason), f"<code>%{escape(row.node)}</code>",
                  escape(row.op), f'<span class="{style}">{where}</span>',
                  "" if row.kind == "analog" else escape(row.reason),
-                 f"<code>{escape(row.line or '')}</code>")  # fmt: skip
+                 f"<code>{escape(row.source)}</code>")  # fmt: skip
         bar = f'<span class="bar"><i style="width:{share:.0f}%"></i></span>'
         rows.append([*names, count_text(row.macs), f"{share:.1f} %{bar}"])
     header = ["module", "node", "operation", "where", "why", "source line", "MACs", "share"]

@@ -332,7 +332,8 @@ def test_page_shows_every_node_and_escapes() -> None:
     assert "http" not in html and "<script" not in html
     for found in report.rows:
         assert f"%{found.node}</code>" in html
-        assert str(found.line).replace("'", "&#x27;") in html
+        assert f"<code>{found.source}</code>" in html and str(found.line).endswith(found.source)
+    assert any(found.source for found in report.rows) and str(Path(__file__).parent) not in html
     assert "<h2>Unsupported</h2>" in html
     assert report._repr_html_() in html
 

@@ -376,6 +376,8 @@ ALLOWED = {
     "runtime/stamp.py:Stamp.dtype": "as device",
     "runtime/target.py:Target.device": "the device model of a target, no torch.device",
     "runtime/spec.py:LayerSpec.device": "the device model of a layer, no torch.device",
+    "compiler/home.py:Home.device": "what it was when captured, to be compared with the live one",
+    "compiler/home.py:Home.dtype": "as device",
     "compiler/graph_json.py:GraphReader.device": "where to load a file to; gone when it is read",
     "compiler/signature.py:TensorLeaf.dtype": "of an input, to check calls against",
     "compiler/cli_inputs.py:InputSpec.dtype": "of an input that the command line makes",
