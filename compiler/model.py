@@ -110,7 +110,8 @@ class CompiledModel(Inspected):
             self._check_ready((args, kwargs))
         signature = self._program.signature
         flat = signature.flatten(args, kwargs)
-        return signature.unflatten(self._function(self._root, *flat), args, kwargs)
+        function = self._shape_function if self._unready else self._function
+        return signature.unflatten(function(self._root, *flat), args, kwargs)
 
     def takes(self, *args: Any, **kwargs: Any) -> bool:
         """True if the current graph was captured for inputs like these: structure and sizes."""
@@ -209,6 +210,17 @@ class CompiledModel(Inspected):
                 "the converter ranges are not calibrated: there was no data to choose them from",
                 fix="call compiled.calibrate(data) once the weights are loaded",
             )
+
+    def _shape_function(self, *flat: Any) -> Any:
+        """The graph's function on tensors without memory."""
+        try:
+            return self._function(*flat)
+        except NotImplementedError as err:
+            raise UnsupportedError(
+                "a size in this model depends on values (how many rows go to an expert, say), which "
+                f"meta tensors do not have: {str(err).partition('.')[0]}",
+                fix="load the weights and call it with data; print(compiled) shows the sizes",
+            ) from err
 
     def _no_weights(self) -> InputError:
         names = on_meta(self._root)
