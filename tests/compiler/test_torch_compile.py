@@ -443,8 +443,7 @@ def test_strict_refuses_a_graph_with_an_unsupported_operator() -> None:
             self.w = nn.Parameter(torch.randn(8, 8))
 
         def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = torch.cond(x.sum() > 0, lambda x: x @ self.w, lambda x: x - 1, (x,))
-            return out
+            return torch.cdist(x, self.w)
 
     with torch.no_grad():
         compiled_by_torch(Odd(), target="ideal")(X)
@@ -492,3 +491,33 @@ def test_the_outermost_model_gives_the_names() -> None:
     found = behind(model)
     assert behind(outer) is found
     assert [tile.array for tile in found.tiles] == ["0._orig_mod.0", "0._orig_mod.2"]
+
+
+class Experts(nn.Module):
+    """Stacked matrices, of which a loop over values multiplies some: dynamo leaves it to Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(4, 8)
+        self.gate = nn.Linear(8, 4)
+        self.up = nn.Parameter(torch.randn(4, 5, 8))
+        self.shift = nn.Parameter(torch.randn(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        best = self.gate(x).argmax(-1)
+        y = x.new_zeros(len(x), 5)
+        for expert in best.unique():
+            rows = (best == expert).nonzero()[:, 0]
+            y = y.index_add(0, rows, F.linear(x[rows], self.up[expert], self.shift))
+        return y
+
+
+def test_a_matrix_in_no_graph_is_reported_whatever_module_has_it() -> None:
+    model = Experts().eval()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled_by_torch(model, target="ideal")(X), model(X))
+    (compiled,) = analogc.compiled_models(model)
+
+    rows = compiled.coverage.unsupported
+    assert [(row.node, row.op) for row in rows] == [("up", "Experts")]
+    assert "in no graph of dynamo's" in rows[0].reason
