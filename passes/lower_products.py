@@ -30,8 +30,8 @@ from .canonicalize import LINEAR, stored_on_the_right
 from .copies import Copies
 from .emit import Emitter
 from .products import READERS, Labels, Operand, Product, read
-from .select_analog import aten, keep_digital, kept_for, too_many
-from .stationary import leaves, live_nodes, stationary_nodes
+from .select_analog import ZERO, aten, keep_digital, kept_for, too_many
+from .stationary import is_zero, leaves, live_nodes, stationary_nodes
 
 _NO_SUM = "no sum over a dim of its stored operand: nothing to multiply"
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -73,6 +73,9 @@ def _lower(
     if node.target is aten.matmul.default and all(len(o.labels) < 3 for o in stored):
         return False
     if kept_for(node, *(o.node for o in stored), real=False):
+        return False
+    if any(is_zero(o.node) for o in stored):
+        keep_digital(node, ZERO, "rule")
         return False
     groups = _with_scales(product.operands, fixed)
     if _next_pair([group[0] for group in groups], product.result, fixed) is None:

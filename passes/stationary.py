@@ -34,6 +34,11 @@ STORED_VIEWS = {
     aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default, aten.movedim.int,
 }  # fmt: skip
 """Operators that show their first operand in another form."""
+_ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default}
+_COPIES = {
+    *STORED_VIEWS, aten.repeat.default, aten.unbind.int, aten.mT.default, aten.to.device,
+    aten.to.dtype_layout, aten.to.other, aten._to_copy.default, aten.lift_fresh_copy.default,
+}  # fmt: skip
 
 
 def stationary_nodes(graph: fx.Graph) -> set[fx.Node]:
@@ -197,6 +202,14 @@ def without_matrix_transpose(node: fx.Node) -> fx.Node | None:
         turned = node.target is aten.mT.default
     base = node.args[0] if turned else None
     return base if isinstance(base, fx.Node) else None
+
+
+def is_zero(node: fx.Node) -> bool:
+    """True for a stationary tensor of zeros that the graph makes, such as a first state."""
+    at: Any = node
+    while isinstance(at, fx.Node) and at.op == "call_function" and at.target in _COPIES:
+        at = at.args[0]
+    return isinstance(at, fx.Node) and at.op == "call_function" and at.target in _ZEROS
 
 
 def leaves(node: fx.Node) -> list[fx.Node]:
