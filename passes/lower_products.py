@@ -53,12 +53,39 @@ class LowerProducts(Pass):
         for node in list(module.graph.nodes):
             if node.op != "call_function" or node not in live:
                 continue
+            node, again = _of_one_period(node, fixed, copies)
+            modified |= again
             product = read(node)
             if product is not None and any(
                 o.node in fixed or o.node in copies for o in product.operands
             ):
                 modified |= _lower(node, product, fixed, copies, self.experts)
         return finish(module, modified)
+
+
+def _of_one_period(node: fx.Node, fixed: set[fx.Node], copies: Copies) -> tuple[fx.Node, bool]:
+    """A product with a stack that repeats a smaller one, [B E, ., .], as one with that, [E, ., .].
+
+    Returns the product, and whether it is another one.
+    """
+    if node.target not in (aten.bmm.default, aten.matmul.default):
+        return node, False
+    operands = [arg for arg in node.args if isinstance(arg, fx.Node)]
+    if any(o.meta["val"].dim() != 3 for o in operands):
+        return node, False
+    emit = Emitter(node, LowerProducts.name)
+    for place, operand in enumerate(operands):
+        other = operands[1 - place]
+        stack = None if other in fixed or other in copies else copies.period(operand, emit)
+        count = 1 if stack is None else stack.meta["val"].shape[0]
+        if stack is None or not isinstance(count, int) or count == 1:
+            continue
+        fixed.add(stack)
+        x = emit.call(aten.unflatten.int, other, 0, [-1, count])
+        y = emit.call(aten.matmul.default, *((x, stack) if place else (stack, x)))
+        emit.replace(emit.call(aten.flatten.using_ints, y, 0, 1))
+        return y, True
+    return node, False
 
 
 def _lower(
