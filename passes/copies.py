@@ -27,7 +27,7 @@ _VIEWS = {
     aten.view.default, aten.reshape.default, aten._unsafe_view.default,
     aten.flatten.using_ints, aten.unflatten.int,
 }  # fmt: skip
-_SAMES = {aten.clone.default, aten.contiguous.default, aten.detach.default}
+_SAMES = {aten.clone.default, aten.contiguous.default, aten.detach.default, aten.dropout.default}
 _PERMUTES = {aten.permute.default, aten.transpose.int, aten.t.default, aten.mT.default}
 _WHOLE = [[], [None], [0], *([start, end] for start in (None, 0) for end in (None, sys.maxsize))]
 """Start and end of a slice that leaves nothing out."""
@@ -48,7 +48,7 @@ class Copies:
         self._originals: dict[fx.Node, fx.Node] = {}
         self._written = written = written_nodes(graph)
         for node in graph.nodes:
-            if node.op != "call_function" or node in written or not is_pure(node.target):
+            if node.op != "call_function" or node in written or not is_pure(node):
                 continue
             rule = _rule(node.target)
             if rule is not None and not node.kwargs and self._is_stored(node):
@@ -74,7 +74,7 @@ class Copies:
         ``w.repeat(batch, 1, 1)`` of [heads, ., .] gives ``w``; so does a copy for each sample whose
         dim has been merged with that of the heads.
         """
-        if node.op != "call_function" or not is_pure(node.target) or node in self._written:
+        if node.op != "call_function" or not is_pure(node) or node in self._written:
             return None
         target: Any = node.target
         source = node.all_input_nodes[0] if node.all_input_nodes else node

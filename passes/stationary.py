@@ -56,7 +56,7 @@ def stationary_nodes(graph: fx.Graph) -> set[fx.Node]:
         elif (
             node.op == "call_function"
             and node not in written
-            and is_pure(node.target)
+            and is_pure(node)
             and all(arg in found for arg in node.all_input_nodes)
         ):
             found.add(node)
@@ -72,15 +72,28 @@ def live_nodes(graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
-def is_pure(target: Any) -> bool:
-    """True for operators that write nothing and draw nothing random."""
-    if target is operator.getitem:
+def is_pure(node: fx.Node) -> bool:
+    """True for calls of operators that write nothing and draw nothing random."""
+    if node.target is operator.getitem:
         return True
     return (
-        isinstance(target, torch._ops.OpOverload)
-        and not target._schema.is_mutable
-        and torch.Tag.nondeterministic_seeded not in target.tags
+        isinstance(node.target, torch._ops.OpOverload)
+        and not node.target._schema.is_mutable
+        and (torch.Tag.nondeterministic_seeded not in node.target.tags or _is_idle(node))
     )
+
+
+def _is_idle(node: fx.Node) -> bool:
+    """Whether the arguments of a random operator say that it draws nothing: dropout in eval."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    found: dict[str, Any] = {}
+    for i, argument in enumerate(node.target._schema.arguments):
+        given = argument.name in node.kwargs or i < len(node.args)
+        found[argument.name] = _argument(node, i) if given else argument.default_value
+    switches = [found[name] for name in ("train", "training") if name in found]
+    if switches:
+        return switches == [False]
+    return bool(found.get("dropout_p", 1.0) == 0)
 
 
 def written_nodes(graph: fx.Graph) -> set[fx.Node]:

@@ -52,6 +52,9 @@ ONCE: dict[str, Callable[[Net, Tensor], Tensor]] = {
         x @ m.weight.expand(x.shape[0], -1, -1).reshape(x.shape[0], 6, 5, 1)[..., 0]
     ),
     "scaled": lambda m, x: torch.baddbmm(x[..., :5], x, m.weight.expand(x.shape[0], -1, -1) * 2),
+    "dropout": lambda m, x: torch.bmm(
+        x, F.dropout(m.weight.expand(x.shape[0], -1, -1), 0.5, training=False)
+    ),
     "bias": lambda m, x: x @ (m.weight.repeat(x.shape[0], 1, 1) + m.weight.square()),
 }
 
