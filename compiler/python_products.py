@@ -29,6 +29,8 @@ _LAYERS = (
     nn.RNNCellBase,
     nn.modules.conv._ConvNd,
 )
+_NO_PRODUCT = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
+"""Modules that look up, or scale by, a parameter of several dims."""
 _FIX = "torch.compiler.disable, a break or an operator that dynamo does not take"
 
 
@@ -125,15 +127,35 @@ def layers(model: nn.Module) -> list[Layer]:
 
 
 def modules_outside(model: nn.Module, seen: Collection[str]) -> tuple[CoverageRow, ...]:
-    """A row for each layer of ``model`` whose weights are in no graph so far."""
-    reason = (
-        f"in no graph of dynamo's: not called, or called in Python ({_FIX}); "
-        "analogc.compile(model, inputs, capture='dynamo') makes a graph of a layer in Python"
-    )
-    return tuple(
-        _row(layer.names[0], type(layer.module()).__name__, reason, 0, None)
-        for layer in layers(model)
+    """A row for each layer, and each other matrix, of ``model`` whose weights are in no graph yet.
+
+    Args:
+        model: the model, whose parameters need not be in layers of torch's own.
+        seen: names of the parameters that are in a graph.
+    """
+    reason = f"in no graph of dynamo's: not called, or called in Python ({_FIX}); "
+    known = layers(model)
+    rows = {
+        layer.names[0]: (
+            type(layer.module()).__name__,
+            "analogc.compile(model, inputs, capture='dynamo') makes a graph of a layer in Python",
+        )
+        for layer in known
         if not any(name in seen for name in layer.names)
+    }
+    of_layers = {name for layer in known for name in layer.names}
+    for path, module in model.named_modules():
+        for name, value in module.named_parameters(path, recurse=False):
+            if value.dim() < 2 or isinstance(module, _NO_PRODUCT):
+                continue
+            if name not in seen and name not in of_layers:
+                fix = "analogc.compile(model, inputs) captures it, or says why it cannot"
+                rows[name] = type(module).__name__, fix
+    # In the order of the model, and each parameter under its first name.
+    return tuple(
+        _row(name, rows[name][0], reason + rows[name][1], 0, None)
+        for name, _ in model.named_parameters()
+        if name in rows
     )
 
 

@@ -7,6 +7,7 @@ product whose stored operand is such a copy needs the original only: its dim of 
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,8 @@ _VIEWS = {
     aten.view.default, aten.reshape.default, aten._unsafe_view.default,
     aten.flatten.using_ints, aten.unflatten.int,
 }  # fmt: skip
+_SAMES = {aten.clone.default, aten.contiguous.default, aten.detach.default, aten.dropout.default}
+_PERMUTES = {aten.permute.default, aten.transpose.int, aten.t.default, aten.mT.default}
 _WHOLE = [[], [None], [0], *([start, end] for start in (None, 0) for end in (None, sys.maxsize))]
 """Start and end of a slice that leaves nothing out."""
 _SIZED = {*_EXPANDS, *_VIEWS, aten.repeat.default}
@@ -43,9 +46,9 @@ class Copies:
         self.fixed = fixed
         self.dims: dict[fx.Node, Dims] = {}
         self._originals: dict[fx.Node, fx.Node] = {}
-        written = written_nodes(graph)
+        self._written = written = written_nodes(graph)
         for node in graph.nodes:
-            if node.op != "call_function" or node in written or not is_pure(node.target):
+            if node.op != "call_function" or node in written or not is_pure(node):
                 continue
             rule = _rule(node.target)
             if rule is not None and not node.kwargs and self._is_stored(node):
@@ -64,6 +67,49 @@ class Copies:
             self._originals[node] = self._rebuilt(node, emit)
             self.fixed.add(self._originals[node])
         return self._originals[node]
+
+    def period(self, node: fx.Node, emit: Emitter, dim: int = 0) -> fx.Node | None:
+        """What ``node`` repeats as a whole along ``dim``, copy behind copy, if it does.
+
+        ``w.repeat(batch, 1, 1)`` of [heads, ., .] gives ``w``; so does a copy for each sample whose
+        dim has been merged with that of the heads.
+        """
+        if node.op != "call_function" or not is_pure(node) or node in self._written:
+            return None
+        target: Any = node.target
+        source = node.all_input_nodes[0] if node.all_input_nodes else node
+        if target is aten.repeat.default:
+            counts: Any = node.args[1]
+            alone = all(_is_one(count) for i, count in enumerate(counts) if i != dim)
+            stack = source in self.fixed and len(counts) == _rank(source) and alone
+            return source if stack and not _is_one(counts[dim]) else None
+        if target in _VIEWS:
+            sizes = _merged(node, dim) if self.dims.get(source, _NONE) == {dim} else None
+            if sizes is None:
+                return None
+            return emit.call(aten.reshape.default, self.original(source, emit), sizes)
+        place = dim
+        if target in _PERMUTES:
+            place = _order(node)[dim]
+        elif target not in _SAMES:
+            if torch.Tag.pointwise not in getattr(target, "tags", ()) or node.kwargs:
+                return None
+            wide = [o for o in node.all_input_nodes if not self._is_broadcast(o, node, dim)]
+            if len(wide) != 1 or _rank(wide[0]) != _rank(node):
+                return None
+            source = wide[0]
+        base = self.period(source, emit, place)
+        if base is None:
+            return None
+        swap = {source: base}
+        return emit.call(target, *fx.node.map_arg(node.args, lambda arg: swap.get(arg, arg)))
+
+    def _is_broadcast(self, operand: fx.Node, node: fx.Node, dim: int) -> bool:
+        """Whether a stored operand of a pointwise ``node`` is the same all along ``dim``."""
+        if operand not in self.fixed or not isinstance(operand.meta.get("val"), torch.Tensor):
+            return False
+        place = dim - _rank(node) + _rank(operand)
+        return place < 0 or _is_one(_shape(operand)[place])
 
     def _is_stored(self, node: fx.Node) -> bool:
         given = node.all_input_nodes
@@ -189,6 +235,12 @@ def _part(node: fx.Node, known: dict[fx.Node, Dims]) -> Dims:
 
 
 def _permute(node: fx.Node, known: dict[fx.Node, Dims]) -> Dims:
+    dims = known.get(node.args[0], _NONE)  # type: ignore[arg-type]
+    return frozenset(new for new, old in enumerate(_order(node)) if old in dims)
+
+
+def _order(node: fx.Node) -> list[int]:
+    """Which dim of its operand each dim of a permutation is."""
     rank = _rank(node)
     order = list(range(rank))
     if node.target is aten.permute.default:
@@ -198,8 +250,22 @@ def _permute(node: fx.Node, known: dict[fx.Node, Dims]) -> Dims:
         order[a], order[b] = order[b], order[a]
     else:
         order[-2:] = order[:-3:-1]
-    dims = known.get(node.args[0], _NONE)  # type: ignore[arg-type]
-    return frozenset(new for new, old in enumerate(order) if old in dims)
+    return order
+
+
+def _merged(node: fx.Node, dim: int) -> list[int] | None:
+    """Shape of one copy, if a view merges the copied ``dim`` with what comes after it."""
+    before, after = _shape(node.args[0]), _shape(node)
+    lead, rest = after[:dim], after[dim + 1 :]
+    if len(after) <= dim or len(before) <= dim:
+        return None
+    if not all(isinstance(size, int) for size in (*lead, *rest, *before[:dim], *before[dim + 1 :])):
+        return None
+    one, part = math.prod(before[dim + 1 :]), math.prod(rest)
+    if lead != before[:dim] or not part or one % part or one == part:
+        return None
+    whole = statically_known_true(after[dim] == before[dim] * (one // part))
+    return [*lead, one // part, *rest] if whole else None
 
 
 def _view(node: fx.Node, known: dict[fx.Node, Dims]) -> Dims:
@@ -219,13 +285,11 @@ def _view(node: fx.Node, known: dict[fx.Node, Dims]) -> Dims:
 _RULES: dict[Any, Rule] = {
     **dict.fromkeys(_EXPANDS, _expand),
     aten.repeat.default: _repeat,
-    **dict.fromkeys((aten.clone.default, aten.contiguous.default, aten.detach.default), _same),
+    **dict.fromkeys(_SAMES, _same),
     aten.linear.default: _linear,
     aten.layer_norm.default: _layer_norm,
     aten.unsqueeze.default: _unsqueeze,
     **dict.fromkeys((aten.select.int, aten.slice.Tensor), _part),
-    **dict.fromkeys(
-        (aten.permute.default, aten.transpose.int, aten.t.default, aten.mT.default), _permute
-    ),
+    **dict.fromkeys(_PERMUTES, _permute),
     **dict.fromkeys(_VIEWS, _view),
 }

@@ -21,7 +21,9 @@ _NO_PRODUCT = {
     "prelu", "outer", "ger", "addr", "kron", "polar", "complex", "cross", "linalg_cross", "rsub",
     "subtract", "multiply", "divide", "true_divide", "floor_divide", "float_power", "arctan2",
     "add", "mul", "sub", "div", "where", "clip", "clamp", "maximum", "minimum", "max", "min",
-    "allclose", "isin", "copy", "fill", "masked_fill",
+    "allclose", "isin", "copy", "fill", "masked_fill", "isclose", "not_equal", "greater",
+    "greater_equal", "less", "less_equal", "rrelu_with_noise", "bernoulli", "normal",
+    "_weight_norm", "_weight_norm_interface", "_masked_softmax", "type_as", "diff",
     "fake_quantize_per_channel_affine", "fake_quantize_per_tensor_affine",
     # norms scale and shift
     "layer_norm", "native_layer_norm", "group_norm", "native_group_norm", "rms_norm", "batch_norm",
@@ -33,7 +35,9 @@ _NO_PRODUCT = {
     "embedding", "index", "index_select", "gather", "take", "take_along_dim", "put", "scatter",
     "scatter_add", "scatter_reduce", "index_add", "index_put", "index_copy", "index_fill",
     "index_reduce", "select_scatter", "slice_scatter", "diagonal_scatter", "as_strided_scatter",
-    "masked_scatter", "_index_put_impl", "_unsafe_index", "_unsafe_index_put",
+    "masked_scatter", "_index_put_impl", "_unsafe_index", "_unsafe_index_put", "masked_select",
+    "_unsafe_masked_index", "repeat_interleave", "max_unpool2d", "max_unpool3d", "quantile",
+    "nanquantile",
     "searchsorted", "bucketize", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d",
     "nll_loss_nd", "nll_loss2d", "kl_div",
 }  # fmt: skip

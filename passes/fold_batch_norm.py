@@ -104,7 +104,7 @@ def _fold(norm: fx.Node, fixed: set[fx.Node]) -> bool:
 def _writes_between(first: fx.Node, last: fx.Node) -> bool:
     node = first.next
     while node is not last:
-        if node.op == "call_function" and not is_pure(node.target):
+        if node.op == "call_function" and not is_pure(node):
             return True
         node = node.next
     return False

@@ -30,8 +30,8 @@ from .canonicalize import LINEAR, stored_on_the_right
 from .copies import Copies
 from .emit import Emitter
 from .products import READERS, Labels, Operand, Product, read
-from .select_analog import aten, keep_digital, kept_for, too_many
-from .stationary import leaves, live_nodes, stationary_nodes
+from .select_analog import ZERO, aten, keep_digital, kept_for, too_many
+from .stationary import is_zero, leaves, live_nodes, stationary_nodes
 
 _NO_SUM = "no sum over a dim of its stored operand: nothing to multiply"
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -53,12 +53,39 @@ class LowerProducts(Pass):
         for node in list(module.graph.nodes):
             if node.op != "call_function" or node not in live:
                 continue
+            node, again = _of_one_period(node, fixed, copies)
+            modified |= again
             product = read(node)
             if product is not None and any(
                 o.node in fixed or o.node in copies for o in product.operands
             ):
                 modified |= _lower(node, product, fixed, copies, self.experts)
         return finish(module, modified)
+
+
+def _of_one_period(node: fx.Node, fixed: set[fx.Node], copies: Copies) -> tuple[fx.Node, bool]:
+    """A product with a stack that repeats a smaller one, [B E, ., .], as one with that, [E, ., .].
+
+    Returns the product, and whether it is another one.
+    """
+    if node.target not in (aten.bmm.default, aten.matmul.default):
+        return node, False
+    operands = [arg for arg in node.args if isinstance(arg, fx.Node)]
+    if any(o.meta["val"].dim() != 3 for o in operands):
+        return node, False
+    emit = Emitter(node, LowerProducts.name)
+    for place, operand in enumerate(operands):
+        other = operands[1 - place]
+        stack = None if other in fixed or other in copies else copies.period(operand, emit)
+        count = 1 if stack is None else stack.meta["val"].shape[0]
+        if stack is None or not isinstance(count, int) or count == 1:
+            continue
+        fixed.add(stack)
+        x = emit.call(aten.unflatten.int, other, 0, [-1, count])
+        y = emit.call(aten.matmul.default, *((x, stack) if place else (stack, x)))
+        emit.replace(emit.call(aten.flatten.using_ints, y, 0, 1))
+        return y, True
+    return node, False
 
 
 def _lower(
@@ -73,6 +100,9 @@ def _lower(
     if node.target is aten.matmul.default and all(len(o.labels) < 3 for o in stored):
         return False
     if kept_for(node, *(o.node for o in stored), real=False):
+        return False
+    if any(is_zero(o.node) for o in stored):
+        keep_digital(node, ZERO, "rule")
         return False
     groups = _with_scales(product.operands, fixed)
     if _next_pair([group[0] for group in groups], product.result, fixed) is None:

@@ -22,7 +22,7 @@ from .canonicalize import CONVS, LINEAR
 from .digital import PICKED, SPARSE, is_sparse, picked, unreal, why_unsupported
 from .macs import RECURRENT, count_macs
 from .products import READERS, is_grouped
-from .stationary import expression_key, leaves, live_nodes, stationary_nodes
+from .stationary import expression_key, is_zero, leaves, live_nodes, stationary_nodes
 from .subgraphs import subgraph
 
 aten = torch.ops.aten
@@ -34,6 +34,8 @@ PRODUCTS = {
     aten.convolution.default, *RECURRENT, *READERS,
 }  # fmt: skip
 """Multiply-accumulate work besides linear, conv and grouped products."""
+
+ZERO = "its weight is zeros that the graph makes: nothing to store"
 
 _FACTORS: dict[Any, tuple[int, int]] = {
     aten.addmm.default: (1, 3),
@@ -122,6 +124,8 @@ def _record(
             if any(picked(arg, fixed) for arg in factors):
                 return Digital("unsupported", PICKED, macs, path)
             return Digital("rule", "activation x activation: nothing to store", macs, path)
+        if all(is_zero(arg) for arg in factors if arg in fixed):
+            return Digital("rule", ZERO, macs, path)
         what = str(node.target).removesuffix(".default")
         return Digital("unsupported", f"{what} has no analog form yet", macs, path)
     weight = node.args[1]
@@ -133,7 +137,7 @@ def _record(
         if weight in live:
             what = "activation x activation: nothing to store"
         return Digital("rule", what, macs, path)
-    bad = unfit(weight)
+    bad = unfit(weight) or (("rule", ZERO) if is_zero(weight) else None)
     if bad is not None:
         return Digital(*bad, macs, path)
     info = _info(node, weight, names, path, macs)

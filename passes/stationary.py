@@ -34,6 +34,11 @@ STORED_VIEWS = {
     aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default, aten.movedim.int,
 }  # fmt: skip
 """Operators that show their first operand in another form."""
+_ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default}
+_COPIES = {
+    *STORED_VIEWS, aten.repeat.default, aten.unbind.int, aten.mT.default, aten.to.device,
+    aten.to.dtype_layout, aten.to.other, aten._to_copy.default, aten.lift_fresh_copy.default,
+}  # fmt: skip
 
 
 def stationary_nodes(graph: fx.Graph) -> set[fx.Node]:
@@ -51,7 +56,7 @@ def stationary_nodes(graph: fx.Graph) -> set[fx.Node]:
         elif (
             node.op == "call_function"
             and node not in written
-            and is_pure(node.target)
+            and is_pure(node)
             and all(arg in found for arg in node.all_input_nodes)
         ):
             found.add(node)
@@ -67,15 +72,28 @@ def live_nodes(graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
-def is_pure(target: Any) -> bool:
-    """True for operators that write nothing and draw nothing random."""
-    if target is operator.getitem:
+def is_pure(node: fx.Node) -> bool:
+    """True for calls of operators that write nothing and draw nothing random."""
+    if node.target is operator.getitem:
         return True
     return (
-        isinstance(target, torch._ops.OpOverload)
-        and not target._schema.is_mutable
-        and torch.Tag.nondeterministic_seeded not in target.tags
+        isinstance(node.target, torch._ops.OpOverload)
+        and not node.target._schema.is_mutable
+        and (torch.Tag.nondeterministic_seeded not in node.target.tags or _is_idle(node))
     )
+
+
+def _is_idle(node: fx.Node) -> bool:
+    """Whether the arguments of a random operator say that it draws nothing: dropout in eval."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    found: dict[str, Any] = {}
+    for i, argument in enumerate(node.target._schema.arguments):
+        given = argument.name in node.kwargs or i < len(node.args)
+        found[argument.name] = _argument(node, i) if given else argument.default_value
+    switches = [found[name] for name in ("train", "training") if name in found]
+    if switches:
+        return switches == [False]
+    return bool(found.get("dropout_p", 1.0) == 0)
 
 
 def written_nodes(graph: fx.Graph) -> set[fx.Node]:
@@ -197,6 +215,14 @@ def without_matrix_transpose(node: fx.Node) -> fx.Node | None:
         turned = node.target is aten.mT.default
     base = node.args[0] if turned else None
     return base if isinstance(base, fx.Node) else None
+
+
+def is_zero(node: fx.Node) -> bool:
+    """True for a stationary tensor of zeros that the graph makes, such as a first state."""
+    at: Any = node
+    while isinstance(at, fx.Node) and at.op == "call_function" and at.target in _COPIES:
+        at = at.args[0]
+    return isinstance(at, fx.Node) and at.op == "call_function" and at.target in _ZEROS
 
 
 def leaves(node: fx.Node) -> list[fx.Node]:

@@ -491,3 +491,33 @@ def test_the_outermost_model_gives_the_names() -> None:
     found = behind(model)
     assert behind(outer) is found
     assert [tile.array for tile in found.tiles] == ["0._orig_mod.0", "0._orig_mod.2"]
+
+
+class Experts(nn.Module):
+    """Stacked matrices, of which a loop over values multiplies some: dynamo leaves it to Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(4, 8)
+        self.gate = nn.Linear(8, 4)
+        self.up = nn.Parameter(torch.randn(4, 5, 8))
+        self.shift = nn.Parameter(torch.randn(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        best = self.gate(x).argmax(-1)
+        y = x.new_zeros(len(x), 5)
+        for expert in best.unique():
+            rows = (best == expert).nonzero()[:, 0]
+            y = y.index_add(0, rows, F.linear(x[rows], self.up[expert], self.shift))
+        return y
+
+
+def test_a_matrix_in_no_graph_is_reported_whatever_module_has_it() -> None:
+    model = Experts().eval()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled_by_torch(model, target="ideal")(X), model(X))
+    (compiled,) = analogc.compiled_models(model)
+
+    rows = compiled.coverage.unsupported
+    assert [(row.node, row.op) for row in rows] == [("up", "Experts")]
+    assert "in no graph of dynamo's" in rows[0].reason

@@ -52,6 +52,9 @@ ONCE: dict[str, Callable[[Net, Tensor], Tensor]] = {
         x @ m.weight.expand(x.shape[0], -1, -1).reshape(x.shape[0], 6, 5, 1)[..., 0]
     ),
     "scaled": lambda m, x: torch.baddbmm(x[..., :5], x, m.weight.expand(x.shape[0], -1, -1) * 2),
+    "dropout": lambda m, x: torch.bmm(
+        x, F.dropout(m.weight.expand(x.shape[0], -1, -1), 0.5, training=False)
+    ),
     "bias": lambda m, x: x @ (m.weight.repeat(x.shape[0], 1, 1) + m.weight.square()),
 }
 
@@ -85,9 +88,54 @@ def test_a_learned_query_is_stored_once_for_all_samples(shapes: str | None) -> N
         assert_same(compiled, model, (torch.randn(5, 7, 6, dtype=D),))
 
 
+def _in_heads(m: Net, w: Tensor) -> Tensor:
+    """[1, 4, 6] as a stack of heads, [2, 4, 3]."""
+    return w.view(1, 4, 2, 3).permute(0, 2, 1, 3).reshape(2, 4, 3)
+
+
+def _merged_heads(m: Net, x: Tensor) -> Tensor:
+    """As nn.MultiheadAttention does it: a dim of samples, then merged with the heads."""
+    q = m.query(m.latent.repeat(x.shape[0], 1, 1).transpose(0, 1))
+    q = q.contiguous().view(4, x.shape[0] * 2, 3).transpose(0, 1)
+    return torch.bmm(q, x.reshape(-1, 7, 2, 3).permute(0, 2, 3, 1).reshape(-1, 3, 7))
+
+
+PERIODS: dict[str, Callable[[Net, Tensor], Tensor]] = {
+    "right": lambda m, x: torch.bmm(
+        _heads(x).reshape(-1, 7, 3), _in_heads(m, m.latent).repeat(x.shape[0], 1, 1).mT
+    ),
+    "left": lambda m, x: (
+        _in_heads(m, m.latent).repeat(x.shape[0], 1, 1) @ _heads(x).reshape(-1, 7, 3).mT
+    ),
+    "scaled": lambda m, x: torch.bmm(
+        _heads(x).reshape(-1, 7, 3),
+        m.norm.weight[0] * _in_heads(m, m.latent).repeat(x.shape[0], 1, 1).mT / 3,
+    ),
+    "merged": _merged_heads,
+}
+
+
+@pytest.mark.parametrize("shapes", [None, "batch"])
+@pytest.mark.parametrize("name", PERIODS)
+def test_a_stack_that_is_repeated_for_each_sample_is_stored_once(
+    name: str, shapes: str | None
+) -> None:
+    model, x = Net(PERIODS[name]), torch.randn(3, 7, 6, dtype=D)
+    compiled = analogc.compile(model, (x,), target="ideal", check=True, dynamic_shapes=shapes)
+
+    assert_same(compiled, model, (x,))
+    assert len(compiled.tiles) == 2  # one for each head
+    assert not compiled.coverage.unsupported
+    if shapes:
+        assert_same(compiled, model, (torch.randn(5, 7, 6, dtype=D),))
+
+
 OTHERS: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "copies in the summed dim": lambda m, x: x @ m.latent[:, :1].mT.sum(1).expand(6, 5),
     "tiled": lambda m, x: x @ m.weight.repeat(1, 1, 2),
+    "each repeated": lambda m, x: torch.bmm(
+        _heads(x).reshape(-1, 7, 3), _in_heads(m, m.latent).repeat_interleave(x.shape[0], 0).mT
+    ),
     "depends on the size": lambda m, x: (
         x @ (m.weight.expand(x.shape[0], -1, -1) / (x.shape[0] + 1))
     ),

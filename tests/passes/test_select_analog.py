@@ -9,11 +9,11 @@ from torch import Tensor, fx, nn
 from torch._higher_order_ops.while_loop import while_loop
 from torch.nn.utils import parametrizations
 
-from analogc import LayerInfo, targets
+from analogc import DEFAULT_PASSES, LayerInfo, targets
 from analogc.passes.base import META
 from analogc.passes.macs import count_macs
-from analogc.passes.select_analog import Analog, base_name, is_compute
-from analogc.runtime.mapping import Digital
+from analogc.passes.select_analog import ZERO, Analog, base_name, is_compute
+from analogc.runtime.mapping import Digital, TileMapping
 
 if TYPE_CHECKING:
     from tests.passes.conftest import Lower, Make
@@ -327,6 +327,66 @@ def test_empty_weights_stay_digital(shape: tuple[int, int], lower: Lower, make: 
     lowered.run(BEFORE, "select-analog")
 
     assert lowered.record("aten.linear").reason == "its weight is empty"
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: x + m.W.type_as(x),
+        lambda m, x: x.type_as(m.W) * 2,
+        lambda m, x: torch.isclose(x, m.W),
+        lambda m, x: x.greater(m.W),
+        lambda m, x: x.diff(dim=0, prepend=m.W),
+        lambda m, x: m.W.repeat_interleave(x[0].abs().long() + 1, output_size=12, dim=1),
+    ],
+    ids=["type_as", "as-type", "isclose", "greater", "diff", "repeat_interleave"],
+)
+def test_what_multiplies_by_no_matrix_is_digital_by_rule(
+    function: Any, lower: Lower, make: Make
+) -> None:
+    lowered = lower(make(function, W=torch.randn(3, 4)), torch.randn(3, 4))
+
+    lowered.run(BEFORE, "select-analog")
+
+    records = [node.meta.get(META) for node in lowered.module.graph.nodes]
+    found = [record for record in records if isinstance(record, Digital)]
+    assert found and all(record.rule == "rule" and not record.macs for record in found)
+
+
+def _state_in_steps(m: Any, x: Tensor) -> Tensor:
+    """A linear attention's scan: the first state is zeros, the others are activations."""
+    state = torch.zeros(2, 5, 4)
+    out = []
+    for step in x.unbind(1):
+        q = F.linear(step, m.W)[:, None]
+        out.append(q @ state.mT.to(q.dtype).mT.reshape(2, 5, 4))
+        state = state + q.mT @ step[:, None]
+    return torch.cat(out, 1)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        _state_in_steps,
+        lambda m, x: F.linear(x, m.W) @ torch.zeros(5, 4),
+        lambda m, x: F.scaled_dot_product_attention(
+            x, torch.zeros(2, 6, 4), torch.ones(2, 6, 4) * x.sum()
+        ),
+        lambda m, x: F.conv1d(x, torch.zeros_like(m.W)[:3, :3, None]),
+    ],
+    ids=["state", "matmul", "attention", "conv"],
+)
+def test_zeros_that_the_graph_makes_stay_digital(function: Any, lower: Lower, make: Make) -> None:
+    model, x = make(function, W=torch.randn(5, 4)), torch.randn(2, 3, 4)
+    lowered = lower(model, x)
+
+    lowered.run(*DEFAULT_PASSES)
+
+    records = [node.meta.get(META) for node in lowered.module.graph.nodes]
+    assert any(isinstance(r, Digital) and r.macs and r.reason == ZERO for r in records)
+    assert all(r.array == "W" for r in records if isinstance(r, TileMapping))
+    assert not any(isinstance(r, Digital) and r.rule == "unsupported" for r in records)
+    torch.testing.assert_close(lowered(x), model(x))
 
 
 def test_attention_products_stay_digital_and_projections_do_not(lower: Lower, make: Make) -> None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from analogc import DEFAULT_PASSES
 from analogc.passes.stationary import (
     expression_key,
     leaves,
@@ -43,6 +44,40 @@ def test_constants_are_stationary(lower: Lower, make: Make) -> None:
     lowered = lower(make(lambda m, x: x @ torch.eye(3)), torch.randn(4, 3))
 
     assert fixed(lowered) == {"eye"}
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        lambda m: m.drop(m.W) * 2,
+        lambda m: F.alpha_dropout(m.W, 0.5, training=False),
+        lambda m: F.rrelu(m.W),
+        lambda m: torch.native_dropout(m.W, 0.5, False)[0],
+        lambda m: F.scaled_dot_product_attention(m.W[None], m.W[None], m.W[None])[0],
+    ],
+)
+def test_random_operators_that_are_switched_off_are_stationary(
+    weight: Any, lower: Lower, make: Make
+) -> None:
+    model = make(lambda m, x: F.linear(x, weight(m)), W=torch.randn(3, 4), drop=nn.Dropout(0.5))
+    x = torch.randn(2, 4)
+    lowered = lower(model, x)
+    assert "linear" not in fixed(lowered)
+
+    lowered.run(*DEFAULT_PASSES)
+
+    assert "analogc.linear" in lowered.ops
+    lowered.calibrate(x)
+    torch.testing.assert_close(lowered(x), model(x))
+
+
+def test_dropout_of_a_weight_in_training_stays_random(lower: Lower, make: Make) -> None:
+    model = make(lambda m, x: F.linear(x, m.drop(m.W)), W=torch.randn(3, 4), drop=nn.Dropout(0.5))
+    lowered = lower(model.train(), torch.randn(2, 4))
+
+    lowered.run(*DEFAULT_PASSES)
+
+    assert "analogc.linear" not in lowered.ops
 
 
 def test_parts_of_several_results_are_stationary(lower: Lower, make: Make) -> None:

@@ -17,7 +17,7 @@ TOLERANCE = 1e-6
 
 NO_STORED_WEIGHT = (
     "of parameters alone", "activation x activation", "computes a weight, no activation",
-    "no sum over a dim",
+    "no sum over a dim", "zeros that the graph makes",
 )  # fmt: skip
 """Reasons why a product is rightly digital."""
 
