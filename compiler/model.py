@@ -217,8 +217,8 @@ class CompiledModel(Inspected):
             return self._function(*flat)
         except NotImplementedError as err:
             raise UnsupportedError(
-                "a size in this model depends on values (how many rows go to an expert, say), which "
-                f"meta tensors do not have: {str(err).partition('.')[0]}",
+                "a size in this model depends on values (how many rows go to an expert, say), and "
+                f"meta tensors have none: {str(err).partition('.')[0]}",
                 fix="load the weights and call it with data; print(compiled) shows the sizes",
             ) from err
 
