@@ -8,9 +8,11 @@ print(compiled.coverage)    # what went analog, and why the rest did not
 
 from . import errors, targets
 from .compiler.archive import load
-from .compiler.compile import compile
+from .compiler.attach import Attached, attach
+from .compiler.compile import compile, compiled_models
 from .compiler.coverage import CoverageReport
 from .compiler.model import CompiledModel
+from .compiler.symbolic import SymbolicTrace
 from .passes.pipeline import DEFAULT_PASSES
 from .passes.select_analog import LayerInfo
 from .runtime.converters import Converter
@@ -23,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DEFAULT_PASSES",
+    "Attached",
     "Calibration",
     "CompiledModel",
     "Converter",
@@ -31,10 +34,13 @@ __all__ = [
     "GaussianDevice",
     "IdealDevice",
     "LayerInfo",
+    "SymbolicTrace",
     "Target",
     "TileMapping",
     "TileSpec",
+    "attach",
     "compile",
+    "compiled_models",
     "errors",
     "load",
     "targets",

@@ -34,6 +34,7 @@ from ..runtime.guard import checked_access
 from ..runtime.mapping import TileMapping
 from ..runtime.noise import NoiseKey, NoiseSource
 from ..runtime.reference import flat_weight
+from ..runtime.regions import join, kept_modes
 from ..runtime.spec import parse
 from ..runtime.target import Target
 from ..runtime.tiles import Programmed, TileArray, store
@@ -42,7 +43,7 @@ from .copying import new_uid
 from .graph_json import GraphReader, checked_name, checked_path, graph_to_json, read_atom
 from .holder import Holder, ModeFlag, hold, modules_of
 from .model import CompiledModel, Mode
-from .signature import ConstantLeaf, Leaf, Signature, TensorLeaf
+from .signature import ConstantLeaf, Leaf, NumberLeaf, Signature, TensorLeaf
 from .tree_json import parameters_from_json, parameters_to_json, tree_from_json, tree_to_json
 
 FORMAT = 2
@@ -152,6 +153,8 @@ def _signature_to_json(signature: Signature) -> dict[str, Any]:
         if isinstance(leaf, TensorLeaf):
             dtype = str(leaf.dtype).removeprefix("torch.")
             leaves.append({"name": name, "shape": list(leaf.shape), "dtype": dtype})
+        elif isinstance(leaf, NumberLeaf):
+            leaves.append({"name": name, "number": True})
         elif leaf.value is None or isinstance(leaf.value, bool | int | float | str):
             leaves.append({"name": name, "value": leaf.value})
         else:
@@ -416,7 +419,7 @@ def _restore_values(
                 torch.empty(shape, dtype=read_atom("dtype", value["dtype"]), device=device)
             )
     # Some operators take sizes that are symbols by their Python implementation only.
-    with enable_python_dispatcher():
+    with enable_python_dispatcher(), kept_modes():
         _Shapes(fx.GraphModule(root, graph), mode).propagate_dont_convert_inputs(*inputs)
     forget_real_tensors(graph)
 
@@ -426,6 +429,10 @@ class _Shapes(FakeTensorProp):
 
     Fake mode really runs an operator such as ``add_(buffer, 1)`` if no operand of it is fake.
     """
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """As it is, but that the branches of a condition have results of one form."""
+        return args[1] if target is join else super().call_function(target, args, kwargs)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Fake form of the tensor at ``target``."""
@@ -461,7 +468,7 @@ def _signature_from_json(data: dict[str, Any]) -> Signature:
             shape = tuple(None if size is None else int(size) for size in leaf["shape"])
             leaves.append(TensorLeaf(shape, read_atom("dtype", leaf["dtype"])))
         else:
-            leaves.append(ConstantLeaf(leaf["value"]))
+            leaves.append(NumberLeaf() if "number" in leaf else ConstantLeaf(leaf["value"]))
     inputs = tree_from_json(data["in"])
     # fx writes the names of keyword inputs into code.
     for name in inputs.children()[1].context or ():

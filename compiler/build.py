@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -14,6 +14,10 @@ from ..passes.base import META, Pass, PassContext
 from ..passes.emit import forget_real_tensors
 from ..passes.select_analog import Analog
 from ..runtime.errors import UnsupportedError
+from ..runtime.mapping import TileMapping
+from ..runtime.regions import plain_precision
+from ..runtime.sqnr import RangeUse
+from ..runtime.target import Target
 from .capture import Source, capture
 from .coverage import CoverageReport
 from .holder import Holder
@@ -44,8 +48,11 @@ class Program:
     """Time that the passes took."""
     function: Callable[..., Any] | None = None
     """The graph as a function of the root holder and the flat inputs."""
+    guards: str | None = None
+    """What the graph relies on of the sizes of its inputs; see Captured."""
 
 
+@plain_precision()
 def build(
     source: Source,
     root: Holder,
@@ -61,32 +68,49 @@ def build(
     """
     start = perf_counter()
     captured = capture(source, root)
-    middle = perf_counter()
+    seconds = perf_counter() - start
+    program = lower(captured.module, captured.signature, passes, ctx, check, seconds)
+    forget_real_tensors(program.graph)
+    program.guards = captured.guards
+    return program
+
+
+def lower(
+    module: fx.GraphModule,
+    signature: Signature,
+    passes: Sequence[Pass],
+    ctx: PassContext,
+    check: bool,
+    capture_seconds: float = 0.0,
+) -> Program:
+    """Run ``passes`` on a captured graph, whose ``get_attr`` nodes refer to ``ctx.root``."""
+    start = perf_counter()
     steps: list[Step] = []
-    text = format_graph(captured.module.graph)
+    text, notes = format_graph(module.graph), _notes(module.graph)
 
     def record(step: Pass, module: fx.GraphModule, modified: bool) -> None:
-        nonlocal text
-        after = format_graph(module.graph)
-        steps.append(Step(step.name, modified, text, after))
-        text = after
+        nonlocal text, notes
+        before, found = text, _notes(module.graph)
+        if modified or found != notes:
+            text, notes = format_graph(module.graph), found
+        steps.append(Step(step.name, modified, before, text))
 
-    module = pipeline.run(passes, captured.module, ctx, record, check)
+    module = pipeline.run(passes, module, ctx, record, check)
     if ctx.strict:
-        _refuse_unsupported(module.graph)
+        refuse_unsupported(CoverageReport.of(module.graph))
     _drop_unmapped(module.graph)
-    forget_real_tensors(module.graph)
-    return Program(
-        module.graph,
-        captured.signature,
-        tuple(steps),
-        middle - start,
-        perf_counter() - middle,
-    )
+    passes_seconds = perf_counter() - start
+    return Program(module.graph, signature, tuple(steps), capture_seconds, passes_seconds)
 
 
-def _refuse_unsupported(graph: fx.Graph) -> None:
-    rows = CoverageReport.of(graph).unsupported
+def _notes(graph: fx.Graph) -> list[int]:
+    """Which records the nodes carry: a pass that only annotates changes the printed form, too."""
+    return [id(node.meta.get(META)) for node in graph.nodes]
+
+
+def refuse_unsupported(coverage: CoverageReport) -> None:
+    """Raise UnsupportedError if an operator with stored weights would stay digital."""
+    rows = coverage.unsupported
     if not rows:
         return
     lines = [
@@ -109,3 +133,17 @@ def _drop_unmapped(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if isinstance(node.meta.get(META), Analog):
             del node.meta[META]
+
+
+def fixed_ranges(graph: fx.Graph, target: Target) -> Iterator[RangeUse]:
+    """The layers whose ADC has a range that was set, not calibrated."""
+    adc = target.adc
+    if adc is None or adc.range in ("calibrated", "dynamic"):
+        return
+    for node in graph.nodes:
+        mapping = node.meta.get(META)
+        if isinstance(mapping, TileMapping):
+            bounds = mapping.row_bounds
+            rows = max(b - a for a, b in zip(bounds, bounds[1:], strict=False))
+            value = float(rows) if adc.range == "full" else float(adc.range)
+            yield RangeUse(mapping.layer, adc.bits, rows, value)

@@ -4,39 +4,64 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
 import logging
+import re
+import sys
 import traceback
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import Dim, ExportedProgram
 from torch.nn.utils import prune
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
+from ..passes.derive_weights import add_constant
 from ..passes.emit import fake_mode
+from ..passes.inline_regions import writes
 from ..runtime.errors import InputError, UnsupportedError
-from .holder import Holder, add_constant, modules_of
+from . import checkpointing, standins
+from .holder import Holder, modules_of
+from .home import Home, home_of, moved
+from .lowerings import Lowerings
+from .objects import is_registered, objects_in, register_objects, with_places
 from .signature import (
     ConstantLeaf,
     Leaf,
+    NumberLeaf,
     Signature,
     TensorLeaf,
     register_dataclasses,
     static_size,
 )
+from .symbolic import SymbolicTrace
 
-Method = Literal["auto", "export", "symbolic_trace"]
-_TALKERS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
+Method = Literal["auto", "export", "symbolic_trace", "dynamo"] | SymbolicTrace
+_METHODS = ("auto", "export", "symbolic_trace", "dynamo")
+_TALKERS = (
+    "torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes",
+    "torch._export.non_strict_utils",
+)  # fmt: skip
 _FLAT_WEIGHTS = (
     r"The tensor attributes? (self[\w.]*\._flat_weights\[\d+\](, )?)+ (was|were) assigned"
 )
+_OF_MEMORY = re.compile(r"\.(stride|storage_offset)\(\)")
+_ASSERTION = torch.ops.aten._assert_tensor_metadata.default
 _STDLIB = str(Path(inspect.__file__).parent)
+
+
+BY_DYNAMO = ", or let dynamo cut the model there: compile(..., capture='dynamo')"
+
+
+class ExportError(UnsupportedError):
+    """torch.export cannot capture the model; dynamo, which may cut it into graphs, might."""
 
 
 @dataclass(slots=True)
@@ -48,6 +73,16 @@ class Source:
     kwargs: dict[str, Any]
     dynamic_shapes: Any = None
     method: Method = "auto"
+    lowerings: Lowerings = field(default_factory=Lowerings)
+    home: Home | None = None
+    """Where the model lived when it was compiled, and its inputs with it."""
+
+    def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The example inputs, where the model lives now."""
+        if self.home is None or not isinstance(self.model, nn.Module):
+            return self.args, self.kwargs
+        args, kwargs = moved((self.args, self.kwargs), self.home, home_of(self.model))
+        return args, kwargs
 
     @property
     def fixed(self) -> bool:
@@ -61,6 +96,8 @@ class Captured:
 
     module: fx.GraphModule
     signature: Signature
+    guards: str | None = None
+    """What the graph relies on of the sizes of its inputs, as torch's ShapeEnv writes it."""
 
 
 def module_of(source: Source) -> nn.Module:
@@ -95,7 +132,11 @@ def check_source(source: Source) -> None:
     if not isinstance(model, nn.Module | ExportedProgram):
         raise InputError(
             f"model must be an nn.Module, GraphModule or ExportedProgram, got "
-            f"{type(model).__name__}"
+            f"{type(model).__name__}",
+            fix="call it in the forward of an nn.Module that holds the parameters; a function goes "
+            "as it is with torch.compile(function, backend='analogc')"
+            if callable(model)
+            else None,
         )
     for path, part in [] if isinstance(model, ExportedProgram) else model.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
@@ -104,16 +145,55 @@ def check_source(source: Source) -> None:
                 where=f"module {path}",
                 fix="replace it by the nn.Module that it was made from",
             )
+        if _is_distributed(part):
+            raise UnsupportedError(
+                f"{f'submodule {path!r}' if path else 'the model'} is wrapped by "
+                f"{type(part).__name__}, which owns its parameters and its forward",
+                where=f"module {path}" if path else None,
+                fix="compile the module inside, model.module of a DistributedDataParallel, and "
+                "wrap the compiled model",
+            )
+    _check_devices(model)
     if not isinstance(source.args, tuple):
         raise InputError(
             f"example_inputs must be a tuple of inputs, got {type(source.args).__name__}",
             fix="compile(model, (x,))",
         )
-    if source.method not in ("auto", "export", "symbolic_trace"):
-        raise InputError(f"capture must be 'auto', 'export' or 'symbolic_trace', "
-                         f"got {source.method!r}")  # fmt: skip
-    if source.method == "symbolic_trace" and source.fixed:
-        raise InputError("capture='symbolic_trace' needs a module, not an ExportedProgram")
+    if not isinstance(source.method, SymbolicTrace) and source.method not in _METHODS:
+        known = ", ".join(map(repr, _METHODS))
+        raise InputError(f"capture must be {known} or a SymbolicTrace, got {source.method!r}")
+    if source.method not in ("auto", "export") and source.fixed:
+        raise InputError(f"capture={source.method!r} needs a module, not an ExportedProgram")
+
+
+def _is_distributed(module: nn.Module) -> bool:
+    return isinstance(module, nn.DataParallel) or any(
+        kind.__module__.startswith(("torch.distributed.fsdp", "torch.nn.parallel.distributed"))
+        for kind in type(module).__mro__
+    )
+
+
+def _check_devices(model: nn.Module | ExportedProgram) -> None:
+    found: dict[bool, str] = {}
+    for name, value in model.named_parameters():
+        found.setdefault(value.is_meta, name)
+    if len(found) > 1:
+        raise UnsupportedError(
+            f"parameter {found[True]!r} is on the meta device, {found[False]!r} is not",
+            fix="load all weights, or move the whole model: model.to('meta')",
+        )
+
+
+def warn_of_backward_hooks(model: nn.Module | ExportedProgram) -> None:
+    """Warn of hooks that a graph does not call: they could change gradients."""
+    parts = [] if isinstance(model, ExportedProgram) else model.named_modules()
+    named = [path or "the model" for path, m in parts if m._backward_hooks or m._backward_pre_hooks]
+    if named:
+        warnings.warn(
+            f"backward hooks of modules are not called in a compiled model: {', '.join(named)}. "
+            "Use hooks of tensors (parameter.register_hook), or compile(..., capture='dynamo')",
+            stacklevel=3,
+        )
 
 
 def capture(source: Source, root: Holder) -> Captured:
@@ -128,7 +208,7 @@ def capture(source: Source, root: Holder) -> Captured:
     if isinstance(model, ExportedProgram):
         exported = model
     else:
-        with _in_mode_of(model, root):
+        with in_mode_of(model, root), source.lowerings.applied(model):
             exported = _export(model, source)
     try:
         module = exported.module(check_guards=False)
@@ -144,7 +224,10 @@ def capture(source: Source, root: Holder) -> Captured:
     info = module.graph._codegen.pytree_info  # type: ignore[attr-defined]
     in_spec, out_spec = info.in_spec, info.out_spec
     module._forward_pre_hooks.clear()
-    module.graph.eliminate_dead_code()
+    checkpointing.mark(module)
+    _drop_assertions(module)
+    # A no_grad block that only writes has no users.
+    module.graph.eliminate_dead_code(lambda node: node.is_impure() or writes(node, module))
     for node in list(module.graph.nodes):
         if node.op == "get_attr" and not node.users:
             module.graph.erase_node(node)
@@ -152,11 +235,19 @@ def capture(source: Source, root: Holder) -> Captured:
     _complete_fake_tensors(module, root)
     signature = _signature(module.graph, in_spec, out_spec, source)
     module.recompile()
-    return Captured(module, signature)
+    return Captured(module, signature, _guards(module.graph))
+
+
+def _drop_assertions(module: nn.Module) -> None:
+    """Let values have another dtype than in the trace: under autocast, and after ``.to(dtype)``."""
+    for part in module.modules():
+        if isinstance(part, fx.GraphModule):
+            for node in part.graph.find_nodes(op="call_function", target=_ASSERTION):
+                part.graph.erase_node(node)
 
 
 @contextlib.contextmanager
-def _in_mode_of(model: nn.Module, root: Holder) -> Iterator[None]:
+def in_mode_of(model: nn.Module, root: Holder) -> Iterator[None]:
     """Put ``model`` in the mode of its holders, for the time of the capture."""
     modules, wanted = modules_of(model), modules_of(root)
     before = [module.training for module in modules]
@@ -170,22 +261,33 @@ def _in_mode_of(model: nn.Module, root: Holder) -> Iterator[None]:
 
 
 def _export(model: nn.Module, source: Source) -> ExportedProgram:
-    args, kwargs = source.args, source.kwargs
-    register_dataclasses((args, kwargs))
+    args, kwargs = source.inputs()
+    _register((args, kwargs))
     bound = _bind(model, args, kwargs)
     shapes = source.dynamic_shapes
     if shapes == "batch":
         args, kwargs = pytree.tree_map(_at_least_two, (args, kwargs))
-        shapes = {name: pytree.tree_map(_first_dim, value) for name, value in bound.items()}
+        shapes = {name: _shapes(value, _first_dim) for name, value in bound.items()}
+    elif shapes == "auto":
+        shapes = {name: _shapes(value, _every_dim) for name, value in bound.items()}
     elif isinstance(shapes, str):
-        raise InputError(f"dynamic_shapes must be 'batch' or as for torch.export, got {shapes!r}")
-    hook = model.register_forward_hook(lambda _m, _i, out: register_dataclasses(out))
+        raise InputError(
+            f"dynamic_shapes must be 'batch', 'auto' or as for torch.export, got {shapes!r}"
+        )
+    hook = model.register_forward_hook(_with_objects, with_kwargs=True)
     fastpath = torch.backends.mha.get_fastpath_enabled()
     # The fused encoder layer hides its linears from the graph.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        traced = fx.symbolic_trace(model) if source.method == "symbolic_trace" else model
-        with _quiet(model):
+        traced = model
+        if source.method == "symbolic_trace":
+            traced = SymbolicTrace().trace(model)
+        elif isinstance(source.method, SymbolicTrace):
+            traced = source.method.trace(model)
+        with (
+            quiet(model), _without_partial_graph(), _all_named(traced, bound),
+            checkpointing.in_sight(), standins.in_place(model),
+        ):  # fmt: skip
             exported = torch.export.export(
                 traced, args, kwargs, dynamic_shapes=shapes, strict=False
             )
@@ -203,8 +305,25 @@ def _export(model: nn.Module, source: Source) -> ExportedProgram:
     return exported
 
 
+def _register(value: Any) -> None:
+    register_dataclasses(value)
+    register_objects(value)
+
+
+def _with_objects(
+    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+) -> tuple[Any, list[Any]] | None:
+    """What the graph returns: the output, and the objects among the inputs as the model left them.
+
+    None if it is the output itself.
+    """
+    _register(out)
+    objects = objects_in((args, kwargs))
+    return (with_places(out, objects), objects) if objects else None
+
+
 @contextlib.contextmanager
-def _quiet(model: nn.Module) -> Iterator[None]:
+def quiet(model: nn.Module) -> Iterator[None]:
     """Keep torch from logging what is raised as an error anyway; TORCH_LOGS still works."""
     loggers = [logging.getLogger(name) for name in _TALKERS]
     for logger in loggers:
@@ -214,6 +333,10 @@ def _quiet(model: nn.Module) -> Iterator[None]:
             # Export takes the list in which torch's own LSTM and GRU keep their parameters for
             # tensors that the model forgot to register.
             warnings.filterwarnings("ignore", _FLAT_WEIGHTS, UserWarning)
+            # It looks at the gradients of inputs that another computation made, such as a cache.
+            warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor", UserWarning)
+            # What torch's own control flow does when it is traced.
+            warnings.filterwarnings("ignore", ".torch.jit", DeprecationWarning)
             if prune.is_pruned(model):
                 # Its hooks assign the masked weight; the graph holds the product.
                 warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)
@@ -223,8 +346,57 @@ def _quiet(model: nn.Module) -> Iterator[None]:
             logger.removeFilter(_is_no_complaint)
 
 
+@contextlib.contextmanager
+def _without_partial_graph() -> Iterator[None]:
+    """Keep torch.export from printing the graph that it has when it fails."""
+    said, graph = io.StringIO(), None
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except Exception as err:
+        graph = getattr(err, "partial_fx_graph", None)
+        raise
+    finally:
+        sys.stderr.write(said.getvalue().replace(f"{graph}\n", ""))
+
+
 def _is_no_complaint(record: logging.LogRecord) -> bool:
     return record.levelno < logging.WARNING
+
+
+@contextlib.contextmanager
+def _all_named(model: nn.Module, given: dict[str, Any]) -> Iterator[None]:
+    """Let the model's signature name what its ``**kwargs`` are ``given``.
+
+    Export counts dynamic shapes once with these in a dict of their own, and once without.
+    """
+    signature = inspect.signature(model.forward)
+    rest = _keyword_rest(signature)
+    extra = [name for name in given if name not in signature.parameters]
+    if rest is None or not extra:
+        yield
+        return
+    own, before = model.forward, vars(model).get("forward")
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return own(*args, **kwargs)
+
+    named = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in extra]
+    kept = [p for p in signature.parameters.values() if p is not rest]
+    flat = signature.replace(parameters=[*kept, *named])
+    forward.__signature__ = flat  # type: ignore[attr-defined]
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward
+        if before is not None:
+            model.forward = before
+
+
+def _keyword_rest(signature: inspect.Signature) -> inspect.Parameter | None:
+    kinds = signature.parameters.values()
+    return next((p for p in kinds if p.kind is inspect.Parameter.VAR_KEYWORD), None)
 
 
 def _at_least_two(value: Any) -> Any:
@@ -235,14 +407,42 @@ def _at_least_two(value: Any) -> Any:
 
 
 def _bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by the names of the model's forward, those of its ``**kwargs`` among them."""
     try:
-        return inspect.signature(model.forward).bind(*args, **kwargs).arguments
+        signature = inspect.signature(model.forward)
+        bound = dict(signature.bind(*args, **kwargs).arguments)
     except (TypeError, ValueError) as err:
         raise InputError(f"example inputs do not fit the model's forward: {err}") from None
+    rest = _keyword_rest(signature)
+    bound.update(bound.pop(rest.name, {}) if rest is not None else {})
+    return bound
+
+
+def _shapes(value: Any, of_leaf: Callable[[Any], Any]) -> Any:
+    """``of_leaf`` of each leaf, in the structure that torch.export wants dynamic shapes in."""
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+        return type(value)(_shapes(item, of_leaf) for item in value)
+    if type(value) is dict:
+        return {name: _shapes(item, of_leaf) for name, item in value.items()}
+    node = pytree.SUPPORTED_NODES.get(type(value))
+    if node is not None:
+        if is_registered(value) and of_leaf is _every_dim:
+            of_leaf = _every_size
+        return [_shapes(item, of_leaf) for item in node.flatten_fn(value)[0]]
+    return of_leaf(value)
 
 
 def _first_dim(value: Any) -> Any:
     return {0: Dim.AUTO} if isinstance(value, Tensor) and value.dim() else None
+
+
+def _every_dim(value: Any) -> Any:
+    return dict.fromkeys(range(value.dim()), Dim.AUTO) if isinstance(value, Tensor) else None
+
+
+def _every_size(value: Any) -> Any:
+    """Of a leaf of an object: how often a cache was written may vary, too."""
+    return Dim.AUTO if type(value) is int else _every_dim(value)
 
 
 def _has_dynamic_input(exported: ExportedProgram) -> bool:
@@ -258,7 +458,7 @@ def _explain(err: Exception, model: nn.Module) -> Exception:
     """An error of analogc's own for an error inside torch.export."""
     if isinstance(err, InputError | UnsupportedError):
         return err
-    where = _user_line(err)
+    where = user_line(err)
     text = str(err).strip()
     first = text.splitlines()[0] if text else type(err).__name__
     low = text.lower()
@@ -278,11 +478,10 @@ def _explain(err: Exception, model: nn.Module) -> Exception:
             "fixed number of time steps",
         )
     if "data-dependent" in low or "datadependent" in type(err).__name__.lower():
-        return UnsupportedError(
+        return ExportError(
             f"a Python branch depends on tensor values, which a graph cannot hold: {first}",
             where=where,
-            fix="use torch.where or torch.cond in place of the Python `if`, or compile the parts "
-            "of the model before and after it",
+            fix=f"use torch.where or torch.cond in place of the Python `if`{BY_DYNAMO}",
         )
     if "scriptmodule" in low.replace(" ", "") or "torchscript" in low:
         return UnsupportedError(
@@ -290,7 +489,14 @@ def _explain(err: Exception, model: nn.Module) -> Exception:
             where=where,
             fix="replace it by the nn.Module that it was made from",
         )
-    return UnsupportedError(
+    if isinstance(err, fx.proxy.TraceError):
+        return UnsupportedError(
+            f"torch.fx could not trace {type(model).__name__}: {first}",
+            where=where,
+            fix="leave the module or function that does it whole: "
+            "capture=SymbolicTrace(leaf_modules=..., autowrap_functions=...)",
+        )
+    return ExportError(
         f"torch.export could not capture {type(model).__name__}: {type(err).__name__}: {first}",
         where=where,
         fix="check that model(*example_inputs) runs; torch.export.export(model, example_inputs) "
@@ -303,18 +509,21 @@ def _has_packed_sequence(err: BaseException) -> bool:
     return any(isinstance(v, PackedSequence) for f, _ in frames for v in f.f_locals.values())
 
 
-def _user_line(err: BaseException) -> str | None:
-    frames = [f for f in traceback.extract_tb(err.__traceback__) if _is_user_file(f.filename)]
+def user_line(err: BaseException) -> str | None:
+    """``file:line: code`` of the user's code that raised ``err``, if it did."""
+    frames = [f for f in traceback.extract_tb(err.__traceback__) if is_user_file(f.filename)]
     if not frames:
         return None
     last = frames[-1]
     return f"{last.filename}:{last.lineno}" + (f": {last.line}" if last.line else "")
 
 
-def _is_user_file(name: str) -> bool:
+def is_user_file(name: str) -> bool:
+    """Whether a source file is neither torch's, nor Python's, nor analogc's."""
     if name.startswith("<") or (name.startswith(_STDLIB) and "/site-packages/" not in name):
         return False
-    return not any(part in name for part in ("/torch/", "/analogc/", "/compiler/capture.py"))
+    home = str(Path(__file__).resolve().parent)
+    return not name.startswith(home) and not any(p in name for p in ("/torch/", "/analogc/"))
 
 
 def _attach(module: fx.GraphModule, root: Holder) -> None:
@@ -363,6 +572,23 @@ def _complete_fake_tensors(module: fx.GraphModule, root: Holder) -> None:
             node.meta["val"] = value
 
 
+def _is_number(value: Any) -> bool:
+    """True for a whole number that may vary."""
+    return isinstance(value, torch.SymInt) and static_size(value) is None
+
+
+def _guards(graph: fx.Graph) -> str | None:
+    values = (node.meta.get("val") for node in graph.nodes if node.op == "placeholder")
+    inputs = [v for v in values if isinstance(v, FakeTensor) or _is_number(v)]
+    env = fake_mode(graph).shape_env
+    if env is None:
+        return None
+    text: str | None = env.produce_guards_expression(inputs, ignore_static=True)
+    # Operators do not mind how an input lies in memory, and caches come as views.
+    parts = [part for part in (text or "").split(" and ") if not _OF_MEMORY.search(part)]
+    return " and ".join(parts) or None
+
+
 def _signature(
     graph: fx.Graph, in_spec: pytree.TreeSpec, out_spec: pytree.TreeSpec, source: Source
 ) -> Signature:
@@ -372,6 +598,9 @@ def _signature(
     for i, node in enumerate(n for n in graph.nodes if n.op == "placeholder"):
         value = node.meta.get("val")
         names.append(str(node.target))
+        if _is_number(value):
+            leaves.append(NumberLeaf())
+            continue
         if isinstance(value, Tensor):
             shape = tuple(map(static_size, value.shape))
             leaves.append(TensorLeaf(shape, value.dtype))
@@ -380,4 +609,6 @@ def _signature(
     parameters = None
     if isinstance(source.model, nn.Module) and not isinstance(source.model, fx.GraphModule):
         parameters = inspect.signature(source.model.forward)
-    return Signature.make(in_spec, out_spec, tuple(leaves), tuple(names), parameters)
+    given = pytree.tree_unflatten(examples, in_spec) if len(examples) == len(leaves) else ()
+    writes = isinstance(source.model, nn.Module) and bool(objects_in(given))
+    return Signature.make(in_spec, out_spec, tuple(leaves), tuple(names), parameters, writes)

@@ -152,6 +152,10 @@ def _add_compile(commands: Any) -> None:
         "--passes", metavar="TEXT",
         help="another pipeline, such as 'canonicalize,select-analog,map-tiles{split=full},...'",
     )  # fmt: skip
+    parser.add_argument(
+        "--strict", action="store_true",
+        help="refuse a model in which an operator with stored weights would stay digital",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, help="of random weights, random inputs and all noise")
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help="file to write")
 
@@ -240,6 +244,7 @@ def _compile(args: argparse.Namespace) -> None:
         dynamic_shapes="batch" if args.batch else None,
         select=args.keep_digital or None,
         passes=args.passes,
+        strict=args.strict,
         calibration_data=data,
         seed=args.seed,
     )
@@ -264,7 +269,7 @@ def _inspect(args: argparse.Namespace) -> None:
             "inputs": [
                 {"name": name, "shape": list(leaf.shape), "dtype": str(leaf.dtype)[6:]}
                 if isinstance(leaf, TensorLeaf)
-                else {"name": name, "value": leaf.value}
+                else {"name": name, "value": getattr(leaf, "value", "any whole number")}
                 for name, leaf in inputs
             ],
             "coverage": model.coverage.to_dict(),

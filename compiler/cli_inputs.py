@@ -26,7 +26,7 @@ from ..runtime import targets
 from ..runtime.errors import FormatError, InputError
 from ..runtime.target import Target, TileSpec
 from .model import CompiledModel
-from .signature import ConstantLeaf, TensorLeaf
+from .signature import TensorLeaf
 
 _IDS = 10
 """Random integers are below this: valid token ids of any but the smallest vocabulary."""
@@ -270,7 +270,8 @@ def call_inputs(
         ]
     given = iter(tensors)
     values = [
-        leaf.value if isinstance(leaf, ConstantLeaf) else next(given) for leaf in signature.leaves
+        next(given) if isinstance(leaf, TensorLeaf) else getattr(leaf, "value", 2)
+        for leaf in signature.leaves
     ]
     args, kwargs = pytree.tree_unflatten(values, signature.in_spec)
     return tuple(args), dict(kwargs)

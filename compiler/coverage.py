@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from torch import fx
@@ -13,6 +14,14 @@ from ..passes.base import META, source_line
 from ..runtime.mapping import Digital, TileMapping
 from .printing import counted
 
+KINDS = {
+    "analog": "on tiles",
+    "rule": "digital by rule",
+    "choice": "digital by choice",
+    "unsupported": "unsupported",
+}
+"""Kinds of rows, in the order of reports, and what each is called there."""
+_WHERE = {"analog": "analog", "rule": "digital", "choice": "digital", "unsupported": "unsupported"}
 _FEW = 4
 """Uses of one weight, beside the first, that reports list one by one."""
 
@@ -31,6 +40,12 @@ class CoverageRow:
     line: str | None
     """User's source line ``file:line``, if known."""
 
+    @property
+    def place(self) -> str:
+        """Module and source line, as far as they are known; the file by its name only."""
+        line = self.line.replace("\\", "/").rpartition("/")[2] if self.line else ""
+        return ", ".join(filter(None, (self.module, line)))
+
 
 @dataclass(frozen=True, slots=True)
 class CoverageReport:
@@ -39,10 +54,10 @@ class CoverageReport:
     rows: tuple[CoverageRow, ...]
 
     @classmethod
-    def of(cls, graph: fx.Graph) -> CoverageReport:
-        """Report on a rewritten graph."""
+    def of(cls, *graphs: fx.Graph) -> CoverageReport:
+        """Report on rewritten graphs."""
         rows = []
-        for node in graph.nodes:
+        for node in chain.from_iterable(graph.nodes for graph in graphs):
             record = node.meta.get(META)
             op = str(node.target).removesuffix(".default")
             if isinstance(record, TileMapping):
@@ -84,10 +99,20 @@ class CoverageReport:
         total = self.macs
         return sum(row.macs for row in self.analog) / total if total else 1.0
 
+    def share(self, row: CoverageRow) -> float:
+        """Share of the model's multiply-accumulates that a row does, 0..1."""
+        return row.macs / self.macs if self.macs else 0.0
+
+    @property
+    def kinds(self) -> dict[str, tuple[int, int]]:
+        """Number of nodes, and their multiply-accumulates, of each kind."""
+        found = {kind: [row.macs for row in self.rows if row.kind == kind] for kind in KINDS}
+        return {kind: (len(macs), sum(macs)) for kind, macs in found.items()}
+
     def summary(self) -> str:
         """One line."""
         layers = counted(len(self.analog), "layer")
-        products = sum(1 for row in self.digital if row.macs)
+        products = sum(1 for row in self.digital if row.macs and row.kind != "unsupported")
         left = f", {counted(products, 'product')} digital" if products else ""
         bad = f", {len(self.unsupported)} unsupported" if self.unsupported else ""
         return (
@@ -97,23 +122,45 @@ class CoverageReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
+        fields = CoverageRow.__slots__
         return {
             "macs": self.macs,
             "analog_share": self.analog_share,
+            "kinds": {
+                kind: {"nodes": nodes, "macs": macs} for kind, (nodes, macs) in self.kinds.items()
+            },
             "rows": [
-                {name: getattr(row, name) for name in CoverageRow.__slots__} for row in self.rows
+                {**{name: getattr(row, name) for name in fields}, "share": self.share(row)}
+                for row in self.rows
             ],
         }
+
+    def to_html(self) -> str:
+        """Self-contained page: every node with its kind, reason, module, source line and work."""
+        from .picture.page import coverage_page, page
+
+        return page("analogc: coverage", coverage_page(self))
+
+    def _repr_html_(self) -> str:
+        from .picture.page import coverage_page
+
+        return coverage_page(self)
 
     def __str__(self) -> str:
         """Summary, then a line for each product, then the other digital nodes by kind."""
         lines = [self.summary()]
         products = {row for row in self.rows if row.macs or row.kind != "rule"}
-        for row in steps_as_one(row for row in self.rows if row in products):
-            share = 100 * row.macs / self.macs if self.macs else 0.0
-            what = "analog " if row.kind == "analog" else "digital"
-            why = row.module or row.reason if row.kind == "analog" else row.reason
-            lines.append(f"  {what} {row.node:<24} {count_text(row.macs):>8} {share:5.1f} %  {why}")
+        listed = steps_as_one(row for row in self.rows if row in products)
+        long = max([24, *(len(row.node) for row in listed)])
+        wide = max([7, *(len(_WHERE[row.kind]) for row in listed)])
+        for row in listed:
+            why = row.module or row.reason
+            if row.kind != "analog":
+                why = row.reason + (f"  [{row.place}]" if row.place else "")
+            lines.append(
+                f"  {_WHERE[row.kind]:<{wide}} {row.node:<{long}} {count_text(row.macs):>8} "
+                f"{100 * self.share(row):5.1f} %  {why}"
+            )
         others = Counter(row.op for row in self.rows if row not in products)
         if others:
             counted = ", ".join(f"{n} {op}" for op, n in sorted(others.items()))
@@ -138,14 +185,14 @@ class CoverageReport:
         for column in ("node", "op", "module", "where", *(["why"] if why else []), "MACs", "share"):
             right = column in ("MACs", "share")
             table.add_column(column, justify="right" if right else "left", no_wrap=right)
+        colours = {"analog": "green", "unsupported": "red"}
         for row in listed:
             analog = row.kind == "analog"
-            share = 100 * row.macs / self.macs if self.macs else 0.0
             table.add_row(
-                escape(row.node), escape(row.op), escape(row.module),
-                "[green]analog" if analog else "[yellow]digital",
+                escape(row.node), escape(row.op), escape(row.module if analog else row.place),
+                f"[{colours.get(row.kind, 'yellow')}]{_WHERE[row.kind]}",
                 *(["" if analog else escape(row.reason)] if why else []),
-                count_text(row.macs), f"{share:.1f} %",
+                count_text(row.macs), f"{100 * self.share(row):.1f} %",
             )  # fmt: skip
         return table
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..passes.base import FROM, META, module_path, source_line
+from ..runtime import regions
 from ..runtime.derived import DerivedWeight
 from ..runtime.errors import FormatError, UnsupportedError
 from ..runtime.mapping import Digital, TileMapping
@@ -25,6 +26,7 @@ from .signature import static_size
 NAMESPACES = frozenset({"aten", "analogc", "prims"})
 _REFUSED = frozenset({"from_file", "_print", "set_data"})
 
+_REGIONS: tuple[Callable[..., Any], ...] = (*regions.ENTERS, regions.leave, regions.join)
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{
         f"operator.{name}": getattr(operator, name)
@@ -38,6 +40,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
         for name in ("sym_int", "sym_float", "sym_max", "sym_min", "sym_not", "sym_ite")
     },
     **{f"math.{name}": getattr(math, name) for name in ("floor", "ceil", "trunc")},
+    **{f"regions.{function.__name__}": function for function in _REGIONS},
 }  # fmt: skip
 _FUNCTION_NAMES = {function: name for name, function in _FUNCTIONS.items()}
 _ATOMS: dict[str, type] = {

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from typing import Self
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..passes.derive_weights import HOME
 from ..runtime.errors import UnsupportedError
-from ..runtime.names import free_name
 from ..runtime.ranges import RangeTable
 
 
@@ -83,17 +82,6 @@ def hold(model: nn.Module) -> Holder:
     home._modules["ranges"] = RangeTable()
     root._modules[HOME] = home
     return root
-
-
-def add_constant(root: Holder, name: str, value: Tensor | nn.Module) -> str:
-    """Keep a constant that capture found outside the model's tables; returns its path."""
-    home = root.get_submodule(f"{HOME}.constants")
-    free = free_name(name, {**home._buffers, **home._modules})
-    if isinstance(value, nn.Module):
-        home.add_module(free, value)
-    else:
-        home.register_buffer(free, value, persistent=False)
-    return f"{HOME}.constants.{free}"
 
 
 def modules_of(root: nn.Module) -> list[nn.Module]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, fx
+from torch.fx.graph import CodeGen
 
 from ..passes.base import META, PassContext
 from ..passes.verify import OPS
 from ..runtime.backend import kernel_of
 from ..runtime.errors import InputError
+from ..runtime.fast import CALLS
 from ..runtime.guard import Access
 from ..runtime.mapping import TileMapping
 from ..runtime.target import Target
@@ -21,17 +23,53 @@ from .build import Program, Step
 from .coverage import CoverageReport
 from .holder import Holder
 from .printing import format_graph
+from .region_code import RegionCode, has_regions
 from .signature import Signature
 from .tile_table import TileTable
 
+OPERATORS = {call: operator for operator, call in CALLS.items()}
+
 
 class Inspected(fx.GraphModule):
-    """The reading half of a CompiledModel."""
+    """The reading half of a CompiledModel, and of each graph that it consists of."""
 
     _root: Holder
     _view: View
     _ctx: PassContext
     _program: Program
+    _function: Callable[..., Any]
+
+    def recompile(self) -> Any:
+        """Make the graph's function anew after a change of ``graph``."""
+        # The function takes and gives flat lists, and calls layers by the shortest way; the graph's
+        # own codegen knows the structure, for fx.Interpreter and torch.export.
+        structured = self._graph._codegen
+        graph = self._graph
+        graph._codegen = RegionCode(graph) if has_regions(graph) else CodeGen()
+        kind = type(self)
+        layers = [node for node in self._graph.nodes if node.target in CALLS]
+        try:
+            for node in layers:
+                node.target = CALLS[node.target]
+            super().recompile()
+        finally:
+            for node in layers:
+                node.target = OPERATORS.get(node.target, node.target)
+        function = kind.__dict__["forward"]
+        code = super().recompile()
+        self._graph._codegen = structured
+        # fx puts the graph's function and its own __call__ on the class made for this object;
+        # ours go first, and call that function with the root holder for its self.
+        self.__dict__["_function"] = function
+        del kind.forward
+        if "__call__" in kind.__dict__:
+            del kind.__call__
+        return code
+
+    @property
+    def graphs(self) -> tuple[fx.GraphModule, ...]:
+        """A GraphModule for each graph of the model: itself, unless dynamo cut the model."""
+        return (self,)
 
     @property
     def target(self) -> Target:
@@ -56,12 +94,12 @@ class Inspected(fx.GraphModule):
     @property
     def coverage(self) -> CoverageReport:
         """What went to the tiles, what stayed digital, and why."""
-        return CoverageReport.of(self.graph)
+        return CoverageReport.of(*(module.graph for module in self.graphs))
 
     @property
     def tiles(self) -> TileTable:
-        """A TileMapping for each tile array of the current graph."""
-        return TileTable.of(self.graph)
+        """A TileMapping for each tile array."""
+        return TileTable.of(*(module.graph for module in self.graphs))
 
     @property
     def backend(self) -> BackendReport:
@@ -96,9 +134,10 @@ class Inspected(fx.GraphModule):
     __repr__ = __str__
 
     def _analog_nodes(self) -> Iterator[tuple[fx.Node, TileMapping]]:
-        for node in self.graph.nodes:
-            if node.op == "call_function" and node.target in OPS:
-                yield node, node.meta[META]
+        for module in self.graphs:
+            for node in module.graph.nodes:
+                if node.op == "call_function" and node.target in OPS:
+                    yield node, node.meta[META]
 
     def _arrays(self) -> Iterator[tuple[str, TileArray]]:
         for mapping in self.tiles:

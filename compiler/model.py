@@ -13,14 +13,13 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.graph import CodeGen
 
 from ..passes.base import Pass, PassContext
 from ..passes.derive_weights import HOME
-from ..runtime.calibrate import calibrate
+from ..passes.emit import fake_mode
+from ..runtime.calibrate import calibrate, is_uncalibrated
 from ..runtime.converters import is_number
 from ..runtime.errors import InputError, SyncError, UnsupportedError
-from ..runtime.fast import CALLS
 from ..runtime.guard import Access
 from ..runtime.target import Calibration
 from ..runtime.tiles import Programmed
@@ -30,15 +29,14 @@ from .build import Program, build
 from .capture import Source
 from .copying import copy_context, copy_programs
 from .holder import Holder, hold, mode_of, modules_of
+from .home import home_of, is_real, on_meta
 from .inspected import Inspected
+from .signature import ConstantLeaf
 from .structure import Structure
 from .tile_table import TileTable
 from .weights import WeightMap
 
 Mode = tuple[bool, ...]
-
-
-OPERATORS = {call: operator for operator, call in CALLS.items()}
 
 
 class CompiledModel(Inspected):
@@ -55,7 +53,8 @@ class CompiledModel(Inspected):
     _data: Iterable[Any] | None
     _check: bool
     _structure: Structure
-    _function: Callable[..., Any]
+    _unready: bool = False
+    """Weights have no memory yet, or ranges no data."""
 
     def __init__(
         self,
@@ -107,40 +106,39 @@ class CompiledModel(Inspected):
             self._follow_structure(self.auto_sync)
         if self._root._analogc_mode.dirty:
             self._enter_mode()
+        if self._unready:
+            self._check_ready((args, kwargs))
         signature = self._program.signature
         flat = signature.flatten(args, kwargs)
-        return signature.unflatten(self._function(self._root, *flat))
+        return signature.unflatten(self._function(self._root, *flat), args, kwargs)
+
+    def takes(self, *args: Any, **kwargs: Any) -> bool:
+        """True if the current graph was captured for inputs like these: structure and sizes."""
+        try:
+            flat = self._program.signature.flatten(args, kwargs)
+        except InputError:
+            return False
+        guards = self._program.guards
+        if guards is None:
+            return True
+        env = fake_mode(self.graph).shape_env
+        leaves = self._program.signature.leaves
+        sized = [v for v, at in zip(flat, leaves, strict=True) if not isinstance(at, ConstantLeaf)]
+        return env is None or bool(env.evaluate_guards_expression(guards, sized))
 
     def recompile(self) -> Any:
         """Make the graph's function anew after a change of ``graph``."""
-        # The function takes and gives flat lists, and calls layers by the shortest way; the graph's
-        # own codegen knows the structure, for fx.Interpreter and torch.export.
-        structured = self._graph._codegen
-        self._graph._codegen = CodeGen()
-        kind = type(self)
-        layers = [node for node in self._graph.nodes if node.target in CALLS]
-        try:
-            for node in layers:
-                node.target = CALLS[node.target]
-            super().recompile()
-        finally:
-            for node in layers:
-                node.target = OPERATORS.get(node.target, node.target)
-        function = kind.__dict__["forward"]
         code = super().recompile()
-        self._graph._codegen = structured
-        # fx puts the graph's function and its own __call__ on the class made for this object;
-        # ours go first, and call that function with the root holder for its self.
-        self.__dict__["_function"] = function
-        forward = _own_copy(CompiledModel.forward)
         program = self.__dict__.get("_program")
-        if program is not None and program.signature.parameters is not None:
-            # What the model's own forward takes, for help() and for whoever looks at it.
-            forward.__signature__ = _as_method(program.signature.parameters)
-        setattr(kind, "forward", forward)  # noqa: B010
-        if "__call__" in kind.__dict__:
-            del kind.__call__
+        self._own_forward(program.signature.parameters if program is not None else None)
         return code
+
+    def _own_forward(self, signature: inspect.Signature | None) -> None:
+        forward = _own_copy(type(self).forward)
+        if signature is not None:
+            # What the model's own forward takes, for help() and for whoever looks at it.
+            forward.__signature__ = _as_method(signature)
+        setattr(type(self), "forward", forward)  # noqa: B010
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training (or eval) mode; captures that mode's graph if there is none yet.
@@ -188,7 +186,8 @@ class CompiledModel(Inspected):
             model = self._source.model if self._source is not None else None
             model = model if isinstance(model, nn.Module) else None
             self.__dict__["_structure"] = Structure(model, self._root, program.graph)
-            if any(t.is_meta for t in self._root.parameters()):
+            self._unready = bool(on_meta(self._root))
+            if self._unready:
                 return
             self._calibrate(self._data, self.target.calibration, only_missing=True)
             for mapping, array, weight in self._live_weights() if held else ():
@@ -200,10 +199,40 @@ class CompiledModel(Inspected):
                 if array.programmed is None and not array.spec.is_ideal:
                     array.write(weight)
 
+    def _check_ready(self, inputs: Any) -> None:
+        """Raise if a call with real inputs has no weights or no converter ranges."""
+        if on_meta(self._root):
+            if is_real(inputs):
+                raise self._no_weights()
+        elif is_uncalibrated(self.graph, self._root):
+            raise InputError(
+                "the converter ranges are not calibrated: there was no data to choose them from",
+                fix="call compiled.calibrate(data) once the weights are loaded",
+            )
+
+    def _no_weights(self) -> InputError:
+        names = on_meta(self._root)
+        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        return InputError(
+            f"weights are on the meta device: {shown}",
+            fix="load_state_dict(state, assign=True), or to_empty(device=...) and load; a buffer "
+            "that no state_dict has must be set on the model",
+        )
+
+    def _require_weights(self) -> None:
+        """Raise if a weight has no memory; follow a model that was loaded since."""
+        if not self._structure.holds():
+            self._follow_structure(True)
+        if self._unready and on_meta(self._root):
+            raise self._no_weights()
+
     def _follow_structure(self, allowed: bool) -> None:
-        """Capture the model again, whose modules or names changed; ranges and tiles are kept."""
+        """Capture the model again, which changed or moved; ranges and tiles are kept."""
         source = self._source
         assert source is not None and isinstance(source.model, nn.Module), "structure has a model"
+        home = home_of(source.model)
+        if home is not None and home.device.type != "meta" and on_meta(source.model):
+            raise self._no_weights()
         if not allowed:
             raise SyncError(
                 f"the graph is stale: {self._structure.difference()} in the model",
@@ -281,8 +310,7 @@ class CompiledModel(Inspected):
         A forward does this by itself, layer by layer, unless ``auto_sync`` is off.
         """
         touched = []
-        if not self._structure.holds():
-            self._follow_structure(True)
+        self._require_weights()
         for mapping, array, weight in self._live_weights():
             if not array.is_current(weight):
                 array.write(weight)
@@ -295,6 +323,7 @@ class CompiledModel(Inspected):
         Args:
             seed: start the model's noise anew from this seed.
         """
+        self._require_weights()
         if seed is not None:
             self._ctx.noise.seed = _checked_seed(seed)
             for array in self._ctx.arrays.values():
@@ -318,6 +347,7 @@ class CompiledModel(Inspected):
         """
         if not is_number(seconds) or seconds < 0:
             raise InputError(f"drift_to() takes a time >= 0 [s], got {seconds!r}")
+        self._require_weights()
         for _, array, weight in self._live_weights():
             if not array.spec.is_ideal:
                 array.drift_to(weight, float(seconds))
@@ -358,20 +388,35 @@ class CompiledModel(Inspected):
         if given:
             values = {"method": how.method, "percentile": how.percentile, **given}
             how = Calibration(**values)  # type: ignore[arg-type]
+        self._require_weights()
+        if data is not None and self._data is None and not self._has_examples():
+            # The graph of the other mode will want it too.
+            self.__dict__["_data"] = data = data if isinstance(data, Sequence) else list(data)
         return self._calibrate(self._data if data is None else data, how, only_missing=False)
+
+    def _has_examples(self) -> bool:
+        source = self._source
+        return source is not None and is_real((source.args, source.kwargs))
 
     def _calibrate(self, data: Iterable[Any] | None, how: Calibration, only_missing: bool) -> int:
         signature = self._program.signature
-        if data is None and self._source is not None:
-            data = Mapped([(self._source.args, self._source.kwargs)], cloned)
+        source = self._source
+        if data is None and source is not None and self._has_examples():
+            data = Mapped([source.inputs()], cloned)
         elif data is None:
             if only_missing:
+                self._unready = is_uncalibrated(self.graph, self._root)
                 return 0
-            raise InputError("calibrate() needs data: this model has no example inputs")
+            raise InputError(
+                "calibrate() needs data: this model has no example inputs with values",
+                fix="calibrate([...]) with inputs of the model",
+            )
         else:
             data = Mapped(data, as_call)
         batches = Mapped(data, lambda call: signature.flatten(*call))
-        return calibrate(self.graph, self._root, batches, how, only_missing)
+        count = calibrate(self.graph, self._root, batches, how, only_missing)
+        self._unready = False
+        return count
 
     # -- the module tree -------------------------------------------------------------------------
 

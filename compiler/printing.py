@@ -13,6 +13,7 @@ from ..passes.base import META, module_path
 from ..passes.select_analog import Analog
 from ..runtime.mapping import Digital, TileMapping
 from ..runtime.ops import NAMES
+from ..runtime.regions import ENTERS, leave
 
 _SHORT = {
     torch.float64: "f64", torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16",
@@ -55,6 +56,9 @@ def format_graph(graph: fx.Graph) -> str:
 def _line(node: fx.Node, symbols: Symbols) -> tuple[str, str]:
     if node.op == "output":
         return "output", _argument(node.args[0], symbols)
+    if node.target in (*ENTERS, leave):
+        what = ", ".join(_argument(arg, symbols) for arg in node.args)
+        return f"%{node.name}", f"{getattr(node.target, '__name__', '')}({what})"
     left = f"%{node.name}: {type_text(node.meta.get('val'), symbols)}"
     if node.op == "placeholder":
         return left, "input"

@@ -14,6 +14,7 @@ from torch.fx import _pytree as fx_pytree
 from torch.utils import _pytree as pytree
 
 from ..runtime.errors import InputError
+from .objects import objects_in, overwrite, with_objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,12 @@ class ConstantLeaf:
     value: Any
 
 
-Leaf = TensorLeaf | ConstantLeaf
+@dataclass(frozen=True, slots=True)
+class NumberLeaf:
+    """A whole number; the graph takes any."""
+
+
+Leaf = TensorLeaf | ConstantLeaf | NumberLeaf
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,9 @@ class Signature:
     """True if the output is one tensor."""
     parameters: inspect.Signature | None = None
     """Of the model's own forward, if it had one."""
+    writes_objects: bool = False
+    """True if the output is a pair: the model's own, and the state that it left the objects among
+    its inputs in."""
 
     @classmethod
     def make(
@@ -60,6 +69,7 @@ class Signature:
         leaves: tuple[Leaf, ...],
         names: tuple[str, ...],
         parameters: inspect.Signature | None = None,
+        writes_objects: bool = False,
     ) -> Signature:
         """Signature with the derived fields filled in."""
         args, kwargs = in_spec.children()
@@ -68,7 +78,8 @@ class Signature:
             and all(child.is_leaf() for child in args.children())
             and all(isinstance(leaf, TensorLeaf) for leaf in leaves)
         )
-        return cls(in_spec, out_spec, leaves, names, simple, out_spec.is_leaf(), parameters)
+        single = out_spec.is_leaf()
+        return cls(in_spec, out_spec, leaves, names, simple, single, parameters, writes_objects)
 
     def flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
         """Flat inputs of the graph.
@@ -85,16 +96,31 @@ class Signature:
                 raise self._misfit(i, flat[i], leaf)
         return flat
 
-    def unflatten(self, flat: Sequence[Any]) -> Any:
-        """Outputs in the model's own structure."""
-        return flat[0] if self.single else pytree.tree_unflatten(list(flat), self.out_spec)
+    def unflatten(self, flat: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Outputs in the model's own structure; objects among the inputs get their state."""
+        if self.single:
+            return flat[0]
+        result = pytree.tree_unflatten(list(flat), self.out_spec)
+        if not self.writes_objects:
+            return result
+        result, states = result
+        given = objects_in(self._bound(args, kwargs))
+        for old, new in zip(given, states, strict=True):
+            overwrite(old, new)
+        return with_objects(result, given)
 
-    def _spread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
+    def _bound(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments as they were given when the graph was captured: by place or by name."""
         want_args, want_kwargs = self.in_spec.children()
         names = list(want_kwargs.context or ())
         if len(args) != want_args.num_children or set(kwargs) != set(names):
             args, kwargs = self._rebind(args, kwargs, want_args.num_children, names)
-        kwargs = {name: kwargs[name] for name in names}
+        return args, {name: kwargs[name] for name in names}
+
+    def _spread(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
+        args, kwargs = self._bound(args, kwargs)
         wrong = "inputs are not structured as at compile time"
         fix = f"it was compiled for {self.in_spec}"
         try:
@@ -121,7 +147,9 @@ class Signature:
         try:
             bound = self.parameters.bind(*args, **kwargs)
         except TypeError as err:
-            raise InputError(f"wrong arguments: {err}") from None
+            raise InputError(
+                f"wrong arguments: {err}", fix=f"the model takes {self.parameters}"
+            ) from None
         given = dict(bound.arguments)
         order = list(self.parameters.parameters.values())
         if any(p.kind is p.VAR_POSITIONAL for p in order):
@@ -156,6 +184,8 @@ class Signature:
                 f"input {name!r} is {value!r}, but the graph was captured for {leaf.value!r}",
                 fix="compile once more with this value",
             )
+        if isinstance(leaf, NumberLeaf):
+            return InputError(f"input {name!r} must be a whole number, got {value!r}")
         if not isinstance(value, Tensor):
             return InputError(f"input {name!r} must be a tensor, got {type(value).__name__}")
         if value.dtype.is_floating_point != leaf.dtype.is_floating_point:
@@ -183,6 +213,8 @@ def static_size(size: int | torch.SymInt) -> int | None:
 def _fits(value: Any, leaf: Leaf) -> bool:
     if isinstance(leaf, ConstantLeaf):
         return _same(value, leaf.value)
+    if isinstance(leaf, NumberLeaf):
+        return isinstance(value, int | torch.SymInt)
     if not isinstance(value, Tensor) or value.dim() != len(leaf.shape):
         return False
     for have, want in zip(value.shape, leaf.shape, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from torch import fx
@@ -17,10 +18,10 @@ class TileTable(tuple[TileMapping, ...]):
     __slots__ = ()
 
     @classmethod
-    def of(cls, graph: fx.Graph) -> TileTable:
-        """Tiles that ``graph`` uses."""
+    def of(cls, *graphs: fx.Graph) -> TileTable:
+        """Tiles that ``graphs`` use."""
         found: dict[str, TileMapping] = {}
-        for node in graph.nodes:
+        for node in chain.from_iterable(graph.nodes for graph in graphs):
             mapping = node.meta.get(META)
             if isinstance(mapping, TileMapping):
                 found.setdefault(mapping.array, mapping)

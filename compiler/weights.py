@@ -63,6 +63,7 @@ class AnalogWeight:
         return self._model._live_weight(self._array.name)
 
     def _operand(self) -> Tensor:
+        self._model._require_weights()
         return self._model._live_weight(self._array.name, operand=True).detach()
 
     def set(self, value: Tensor) -> None:

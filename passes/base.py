@@ -7,7 +7,7 @@ Passes leave the graph valid and may assume that it is. An analysis writes one r
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -26,6 +26,13 @@ FROM = "analogc_from"
 LOOP = "analogc_loop"
 """Key of a layer that is one step of a loop, with the loop's name: the steps that use one weight
 share its converter ranges."""
+
+STORED = "analogc_stored"
+"""Key of a digital node with a computed operand to keep, as a weight is kept: its position."""
+AUTOCAST = "analogc_autocast"
+"""Key of a node inside an autocast region: the arguments of torch.autocast."""
+CHECKPOINT = "analogc_checkpoint"
+"""Key of a captured node inside a call of torch.utils.checkpoint: the number of the call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,10 @@ class PassContext:
     """Prefix of tile array keys; unique for each compiled model."""
     auto_sync: bool = True
     """Whether tile arrays program a changed weight by themselves."""
+    lowerings: Mapping[Any, Callable[..., Any]] = field(default_factory=dict)
+    """The user's own lowerings by operator; what is in them is replaced before anything else."""
+    lowered: set[Any] = field(default_factory=set)
+    """Operators that one of ``lowerings`` replaced."""
     strict: bool = False
     """Whether a weight-stationary operator without an analog form is an error."""
     arrays: dict[str, TileArray] = field(default_factory=dict)
@@ -62,6 +73,8 @@ class PassContext:
     """Name of the range buffers of each use of an array."""
     first_tile: dict[str, int] = field(default_factory=dict)
     """Id of the first tile of each array."""
+    frame: str = ""
+    """Which of several graphs of a model is compiled; each has its own converter ranges."""
     tiles: int = 0
     """Number of tile ids given out."""
 
@@ -105,9 +118,12 @@ def finish(module: fx.GraphModule, modified: bool) -> PassResult:
     return PassResult(module, modified)
 
 
+_PLACE = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn", "from_node")
+
+
 def inherit(new: fx.Node, old: fx.Node, by: str) -> None:
     """Give a new node the meta of the node it replaces, and where it came from."""
-    for key in ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn", "from_node"):
+    for key in (*_PLACE, AUTOCAST, LOOP):
         if key in old.meta and key not in new.meta:
             new.meta[key] = old.meta[key]
     new.meta[FROM] = (*old.meta.get(FROM, ()), (by, old.name))

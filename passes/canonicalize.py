@@ -202,6 +202,19 @@ def _convolution(node: fx.Node, fixed: set[fx.Node]) -> bool:
     return True
 
 
+def _conv_tbc(node: fx.Node, fixed: set[fx.Node]) -> bool:
+    """A convolution of [T, B, C] with [k, C, N] as one of [B, C, T] with [N, C, k]."""
+    x, weight, bias, *rest = node.args
+    if weight not in fixed:
+        return False
+    emit = _emitter(node)
+    x = emit.call(aten.permute.default, x, [1, 2, 0])
+    weight = emit.call(aten.permute.default, weight, [2, 1, 0])
+    y = emit.call(CONV_OF_DIMS[1], x, weight, bias, [1], [*rest, 0][:1], [1], 1)
+    emit.replace(emit.call(aten.permute.default, y, [2, 0, 1]))
+    return True
+
+
 _HANDLERS: dict[Any, Handler] = {
     LINEAR: _linear,
     aten.mm.default: _product,
@@ -210,6 +223,7 @@ _HANDLERS: dict[Any, Handler] = {
     aten.matmul.default: _product,
     aten.addmm.default: _addmm,
     aten.convolution.default: _convolution,
+    aten.conv_tbc.default: _conv_tbc,
     **dict.fromkeys(CONVS, _conv),
     **dict.fromkeys(_PADDED, _conv_with_text_padding),
 }

@@ -16,7 +16,7 @@ from torch import fx
 
 from ..runtime.derived import DerivedWeight
 from ..runtime.names import free_name
-from .base import META, Pass, PassContext, PassResult, finish, inherit
+from .base import META, STORED, Pass, PassContext, PassResult, finish, inherit
 from .select_analog import Analog
 from .stationary import expression_key, leaves, stationary_nodes
 
@@ -24,9 +24,20 @@ HOME = "_analog"
 """Where the compiler keeps its own modules in the model's tree."""
 
 
+def add_constant(root: torch.nn.Module, name: str, value: torch.Tensor | torch.nn.Module) -> str:
+    """Keep a constant that is in none of the model's tables; returns its path."""
+    home = root.get_submodule(f"{HOME}.constants")
+    free = free_name(name, {**home._buffers, **home._modules})
+    if isinstance(value, torch.nn.Module):
+        home.add_module(free, value)
+    else:
+        home.register_buffer(free, value, persistent=False)
+    return f"{HOME}.constants.{free}"
+
+
 @dataclass(frozen=True, slots=True)
 class DeriveWeights(Pass):
-    """Turn stationary expressions under analog layers into DerivedWeight modules."""
+    """Turn stationary expressions under layers into DerivedWeight modules."""
 
     name: ClassVar[str] = "derive-weights"
 
@@ -38,9 +49,13 @@ class DeriveWeights(Pass):
         modified = False
         for node in list(module.graph.nodes):
             record = node.meta.get(META)
-            if not isinstance(record, Analog):
+            if isinstance(record, Analog):
+                name, places = record.array, {1: "weight", 2: "bias"}
+            elif STORED in node.meta:
+                name, places = node.name, {node.meta[STORED]: "operand"}
+            else:
                 continue
-            for position, what in ((1, "weight"), (2, "bias")):
+            for position, what in places.items():
                 operand = node.args[position] if len(node.args) > position else None
                 if not isinstance(operand, fx.Node) or operand not in fixed:
                     continue
@@ -48,7 +63,7 @@ class DeriveWeights(Pass):
                     continue
                 key = expression_key(operand, known)
                 if key not in made:
-                    made[key] = _collapse(operand, node, f"{record.array}.{what}", key, ctx)
+                    made[key] = _collapse(operand, node, f"{name}.{what}", key, ctx)
                 node.update_arg(position, made[key])
                 modified = True
         return finish(module, modified)

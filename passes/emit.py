@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from .base import inherit
+from .base import AUTOCAST, inherit
 
 
 def fake_mode(graph: fx.Graph) -> FakeTensorMode:
@@ -35,6 +35,12 @@ def value_of(arg: Any) -> Any:
     return arg.meta["val"] if isinstance(arg, fx.Node) else arg
 
 
+def autocast_of(node: fx.Node) -> AbstractContextManager[Any]:
+    """The autocast region that ``node`` is in, as a context."""
+    state = node.meta.get(AUTOCAST)
+    return nullcontext() if state is None else torch.autocast(*state)
+
+
 class Emitter:
     """Inserts call_function nodes before an anchor, in the anchor's name."""
 
@@ -48,7 +54,12 @@ class Emitter:
         graph = self.anchor.graph
         with graph.inserting_before(self.anchor):
             node = graph.call_function(target, args)
-        node.meta["val"] = evaluate(self.mode, target, args)
+        with autocast_of(self.anchor):
+            node.meta["val"] = evaluate(self.mode, target, args)
+        return self.named(node)
+
+    def named(self, node: fx.Node) -> fx.Node:
+        """``node``, with where it came from."""
         inherit(node, self.anchor, self.by)
         return node
 

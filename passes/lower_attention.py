@@ -21,6 +21,7 @@ from torch import fx
 from .base import Pass, PassContext, PassResult, finish
 from .copies import Copies
 from .emit import Emitter
+from .select_analog import kept_for
 from .stationary import live_nodes, stationary_nodes
 
 aten = torch.ops.aten
@@ -42,31 +43,35 @@ class LowerAttention(Pass):
         copies = Copies(module.graph, fixed)
         modified = False
         for node in nodes:
-            stored = [arg in fixed or arg in copies for arg in node.args[:3]]
-            if node in live and any(stored) and not all(stored):
+            operands = [arg for arg in node.args[:3] if isinstance(arg, fx.Node)]
+            stored = [arg for arg in operands if arg in fixed or arg in copies]
+            if node not in live or not stored or len(stored) == len(operands):
+                continue
+            if not kept_for(node, *stored):
                 _lower(node)
                 modified = True
         return finish(module, modified)
 
 
 def _lower(node: fx.Node) -> None:
-    given: list[Any] = [*node.args, *[None, 0.0, False][len(node.args) - 3 :]]
-    query, key, value, mask, dropout, causal = given
+    names = [argument.name for argument in ATTENTION._schema.arguments]
+    given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    query, key, value = (given[name] for name in names[:3])
+    mask, scale = given.get("attn_mask"), given.get("scale")
     assert isinstance(query, fx.Node) and isinstance(key, fx.Node), "attention of tensors"
     assert isinstance(value, fx.Node), "attention of tensors"
-    scale = node.kwargs.get("scale")
     if scale is None:
         scale = 1 / math.sqrt(int(query.meta["val"].shape[-1]))
     emit = Emitter(node, LowerAttention.name)
     heads = _heads(key)
-    grouped = bool(node.kwargs.get("enable_gqa")) and _heads(query) != heads
+    grouped = bool(given.get("enable_gqa")) and _heads(query) != heads
     if grouped:
         # Each head of keys and values serves several of queries: broadcast, not copied.
         query = emit.call(aten.unflatten.int, query, -3, [heads, -1])
         key, value = (emit.call(aten.unsqueeze.default, part, -3) for part in (key, value))
     scores = emit.call(aten.matmul.default, query, emit.call(aten.transpose.int, key, -1, -2))
     scores = emit.call(aten.mul.Scalar, scores, scale)
-    if causal:
+    if given.get("is_causal"):
         scores = _masked(emit, scores, _lower_triangle(emit, scores))
     elif isinstance(mask, fx.Node):
         if grouped and mask.meta["val"].dim() > 2:
@@ -74,8 +79,8 @@ def _lower(node: fx.Node) -> None:
         scores = _masked(emit, scores, mask)
     # As torch does it: a query that may attend to nothing gets zeros.
     weights = emit.call(aten._safe_softmax.default, scores, -1)
-    if dropout:
-        weights = emit.call(aten.dropout.default, weights, dropout, True)
+    if given.get("dropout_p"):
+        weights = emit.call(aten.dropout.default, weights, given["dropout_p"], True)
     y = emit.call(aten.matmul.default, weights, value)
     emit.replace(emit.call(aten.flatten.using_ints, y, -4, -3) if grouped else y)
 

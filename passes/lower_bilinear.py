@@ -19,7 +19,7 @@ from torch import fx
 from .base import Pass, PassContext, PassResult, finish
 from .canonicalize import LINEAR
 from .emit import Emitter
-from .select_analog import keep_digital, unfit
+from .select_analog import kept_for
 from .stationary import live_nodes, stationary_nodes
 
 aten = torch.ops.aten
@@ -48,9 +48,7 @@ def _lower(node: fx.Node, live: set[fx.Node]) -> bool:
     first, second, weight = node.args[:3]
     assert isinstance(first, fx.Node) and isinstance(second, fx.Node), "bilinear of tensors"
     assert isinstance(weight, fx.Node), "bilinear has a tensor weight"
-    reason = unfit(weight)
-    if reason is not None:
-        keep_digital(node, reason, "rule")
+    if kept_for(node, weight):
         return False
     emit = Emitter(node, LowerBilinear.name)
     outputs, i, j = (int(size) for size in weight.meta["val"].shape)

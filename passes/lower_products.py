@@ -1,8 +1,8 @@
 """Turn batched products and einsums with a stored operand into linears.
 
-``einsum``, ``bmm``, ``baddbmm``, ``matmul`` of more than two dims, ``tensordot`` and ``inner`` are
-all sums over labelled dims, ``bik,bkj->bij``, so one rule does for them. Of a live and a stored
-operand, a label is
+``einsum``, ``bmm``, ``baddbmm``, ``matmul`` of more than two dims, ``tensordot``, ``inner``, chains
+of matrices and sums of elementwise products are all sums over labelled dims, ``bik,bkj->bij``, so
+one rule does for them. Of a live and a stored operand, a label is
 
 - summed over: in both and nowhere else. These are the rows of the matrix, K;
 - of the stored operand alone: its columns, N;
@@ -29,9 +29,9 @@ from .base import Pass, PassContext, PassResult, finish
 from .canonicalize import LINEAR, stored_on_the_right
 from .copies import Copies
 from .emit import Emitter
-from .products import READERS, Labels, Operand, Product
-from .select_analog import aten, keep_digital, unfit
-from .stationary import live_nodes, stationary_nodes
+from .products import READERS, Labels, Operand, Product, read
+from .select_analog import aten, keep_digital, kept_for, too_many
+from .stationary import leaves, live_nodes, stationary_nodes
 
 _NO_SUM = "no sum over a dim of its stored operand: nothing to multiply"
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -51,35 +51,35 @@ class LowerProducts(Pass):
         copies = Copies(module.graph, fixed)
         modified = False
         for node in list(module.graph.nodes):
-            if node.op != "call_function" or node not in live or node.target not in READERS:
+            if node.op != "call_function" or node not in live:
                 continue
-            if any(arg in fixed or arg in copies for arg in node.all_input_nodes):
-                modified |= _lower(node, fixed, copies, self.experts)
+            product = read(node)
+            if product is not None and any(
+                o.node in fixed or o.node in copies for o in product.operands
+            ):
+                modified |= _lower(node, product, fixed, copies, self.experts)
         return finish(module, modified)
 
 
-def _lower(node: fx.Node, fixed: set[fx.Node], copies: Copies, experts: int) -> bool:
-    product = _without_copies(READERS[node.target](node), fixed, copies, node)
+def _lower(
+    node: fx.Node, product: Product, fixed: set[fx.Node], copies: Copies, experts: int
+) -> bool:
+    product = _without_copies(product, fixed, copies, node)
     stored = [o for o in product.operands if o.node in fixed]
     if not stored or len(stored) == len(product.operands):
         return False
+    if node.target not in READERS and not any(leaves(o.node) for o in stored):
+        return False  # a sum with constant factors
     if node.target is aten.matmul.default and all(len(o.labels) < 3 for o in stored):
         return False
-    reason = next(filter(None, (unfit(o.node) for o in stored)), None)
-    if reason is not None:
-        keep_digital(node, reason, "rule")
+    if kept_for(node, *(o.node for o in stored), real=False):
         return False
     groups = _with_scales(product.operands, fixed)
     if _next_pair([group[0] for group in groups], product.result, fixed) is None:
         keep_digital(node, _NO_SUM, "rule")
         return False
     count = _most_matrices(product, groups, fixed)
-    if count > experts:
-        keep_digital(
-            node,
-            f"its stored operand stacks {count} matrices, more than {experts}: "
-            f"lower-products{{experts={count}}} in passes= makes a linear of each",
-        )
+    if too_many(node, count, experts, LowerProducts.name):
         return False
     emit = Emitter(node, LowerProducts.name)
     wide = _wide(product)
@@ -111,13 +111,13 @@ def _without_copies(
 
 
 def _epilogue(emit: Emitter, y: fx.Node, product: Product) -> fx.Node:
-    if product.bias is None:
-        return y
     if product.alpha != 1:
         y = emit.call(aten.mul.Scalar, y, product.alpha)
-    if product.beta == 0:
-        return y
+    for dim in product.keep:
+        y = emit.call(aten.unsqueeze.default, y, dim)
     bias = product.bias
+    if bias is None or product.beta == 0:
+        return y
     if product.beta != 1:
         bias = emit.call(aten.mul.Scalar, bias, product.beta)
     return emit.call(aten.add.Tensor, y, bias)
@@ -200,9 +200,14 @@ def _next_pair(
     stored = [o for o in operands if o.node in fixed]
     for x, w in itertools.product(live, stored):
         others = {label for o in operands if o is not x and o is not w for label in o.labels}
-        if (set(x.labels) & set(w.labels)) - others - set(result):
+        sums = (set(x.labels) & set(w.labels)) - others - set(result)
+        if any(not _is_one(_size(o, n)) for n in sums for o in (x, w)):
             return x, w
     return None
+
+
+def _size(operand: Operand, label: int) -> Any:
+    return operand.node.meta["val"].shape[operand.labels.index(label)]
 
 
 def _steps(

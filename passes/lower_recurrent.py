@@ -75,9 +75,9 @@ class LowerRecurrent(Pass):
         for weight in weights:
             if weight not in fixed:
                 return "its weights are computed from an activation", "rule"
-            reason = unfit(weight)
-            if reason is not None:
-                return reason, "rule"
+            bad = unfit(weight)
+            if bad is not None:
+                return bad[1], bad[0]
         if node.target in _CELLS:
             return None
         x = node.args[0]

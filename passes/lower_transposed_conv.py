@@ -24,10 +24,10 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from .base import Pass, PassContext, PassResult, finish
+from .base import STORED, Pass, PassContext, PassResult, finish
 from .canonicalize import CONV_OF_DIMS, as_list
 from .emit import Emitter
-from .select_analog import keep_digital, unfit
+from .select_analog import kept_for
 from .stationary import live_nodes, stationary_nodes
 
 aten = torch.ops.aten
@@ -45,7 +45,7 @@ class LowerTransposedConv(Pass):
 
     def __call__(self, module: fx.GraphModule, ctx: PassContext) -> PassResult:
         """Transform ``module`` in place."""
-        nodes = [n for n in module.graph.nodes if _is_transposed(n)]
+        nodes = [n for n in module.graph.nodes if is_transposed(n)]
         if not nodes:
             return PassResult(module, False)
         fixed, live = stationary_nodes(module.graph), live_nodes(module.graph)
@@ -56,7 +56,8 @@ class LowerTransposedConv(Pass):
         return finish(module, modified)
 
 
-def _is_transposed(node: fx.Node) -> bool:
+def is_transposed(node: fx.Node) -> bool:
+    """Whether ``node`` is a transposed convolution, of any form."""
     if node.target is aten.convolution.default:
         return bool(node.args[6])
     return node.target in _TRANSPOSED
@@ -84,11 +85,14 @@ class Axis:
         return self.output_padding >= self.stride
 
 
+def transposed_groups(node: fx.Node) -> int:
+    """Groups of a transposed convolution."""
+    return _arguments(node)[3]
+
+
 def _lower(node: fx.Node) -> bool:
     x, weight, bias, groups, axes = _arguments(node)
-    reason = unfit(weight)
-    if reason is not None:
-        keep_digital(node, reason, "rule")
+    if kept_for(node, weight):
         return False
     emit = Emitter(node, LowerTransposedConv.name)
     dims = len(axes)
@@ -100,9 +104,12 @@ def _lower(node: fx.Node) -> bool:
                   [1] * dims, [0] * dims, [1] * dims, groups)  # fmt: skip
     y = (_fold1d, _fold2d, _fold3d)[dims - 1](emit, y, sizes, axes)
     if bias is not None:
+        computed = bias.op != "get_attr"
         for _ in range(dims):
             bias = emit.call(aten.unsqueeze.default, bias, -1)
         y = emit.call(aten.add.Tensor, y, bias)
+        if computed:
+            y.meta[STORED] = 1
     if single:
         y = emit.call(aten.squeeze.dim, y, 0)
     emit.replace(y)

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from .canonicalize import CONVS, LINEAR
-from .products import READERS
+from .products import Product, is_grouped, read
 
 aten = torch.ops.aten
 
@@ -20,9 +20,22 @@ RECURRENT = {
 }  # fmt: skip
 """Recurrent layers and cells, with the kind of their steps."""
 
+_MATRIX_LAST = {
+    aten.cdist.default, aten._cdist_forward.default, aten._int_mm.default, aten._sparse_mm.default,
+    aten.pairwise_distance.default, aten.cosine_similarity.default,
+}  # fmt: skip
+"""Operators whose every result is a sum over the last dim of their first operand."""
+
+MACS = "analogc_macs"
+"""Key of a node whose size depends on values, with its share of the work of what it came from."""
+
 
 def _hint(size: Any) -> int:
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+    """``size`` at the example shape; 1 if only the values tell it."""
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    hint = size.node.hint
+    return 1 if hint is None else int(hint)
 
 
 def _shape(node: Any) -> list[int]:
@@ -31,6 +44,8 @@ def _shape(node: Any) -> list[int]:
 
 def count_macs(node: fx.Node) -> int:
     """Multiply-accumulates of a node at the example shape; 0 if it is no product."""
+    if MACS in node.meta:
+        return int(node.meta[MACS])
     out = node.meta.get("val")
     operands: list[fx.Node] = []  # one that is given twice counts twice
     fx.node.map_arg(node.args, operands.append)
@@ -51,21 +66,30 @@ def count_macs(node: fx.Node) -> int:
         return results * shapes[-2][-1]
     if node.target is aten.bilinear.default:
         return results * shapes[2][1] * shapes[2][2]
-    if node.target in READERS:
-        return results * _summed(node)
+    product = read(node)
+    if product is not None:
+        return _labelled(product)
+    if node.target in _MATRIX_LAST or is_grouped(node):
+        return results * shapes[0][-1]
     if node.target in (aten.mm.default, aten.mv.default, aten.dot.default):
         return results * shapes[0][-1]
     return 0
 
 
-def _summed(node: fx.Node) -> int:
-    """Product of the sizes that a labelled product sums over."""
-    product = READERS[node.target](node)
+def _labelled(product: Product) -> int:
+    """Work of multiplying the operands one after the other, from the first on."""
     sizes: dict[int, int] = {}
     for operand in product.operands:
         for label, size in zip(operand.labels, _shape(operand.node), strict=True):
             sizes[label] = max(size, sizes.get(label, 0))  # a dim of 1 is broadcast
-    return math.prod(size for label, size in sizes.items() if label not in product.result)
+    total, (first, *others) = 0, product.operands
+    labels = set(first.labels)
+    for i, operand in enumerate(others, start=1):
+        labels |= set(operand.labels)
+        total += math.prod(sizes[label] for label in labels)
+        later = {label for o in others[i:] for label in o.labels}
+        labels &= later | set(product.result)
+    return total
 
 
 def _recurrent(node: fx.Node, x: list[int]) -> int:

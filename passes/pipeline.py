@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from torch import fx
 
 from ..runtime.errors import InputError
+from .apply_lowerings import ApplyLowerings
 from .base import Pass, PassContext
 from .canonicalize import Canonicalize
 from .derive_weights import DeriveWeights
@@ -17,6 +18,9 @@ from .fold_batch_norm import FoldBatchNorm
 from .inline_regions import InlineRegions
 from .lower_attention import LowerAttention
 from .lower_bilinear import LowerBilinear
+from .lower_complex import LowerComplex
+from .lower_grouped_products import LowerGroupedProducts
+from .lower_indexed_products import LowerIndexedProducts
 from .lower_products import LowerProducts
 from .lower_recurrent import LowerRecurrent
 from .lower_transposed_conv import LowerTransposedConv
@@ -27,13 +31,17 @@ from .verify import Verify, verify
 
 DEFAULT_PASSES: tuple[Pass, ...] = (
     InlineRegions(),
+    ApplyLowerings(),
     LowerAttention(),
+    LowerGroupedProducts(),
+    LowerIndexedProducts(),
     LowerProducts(),
     LowerBilinear(),
     LowerRecurrent(),
-    LowerTransposedConv(),
     Canonicalize(),
+    LowerComplex(),
     FoldBatchNorm(),
+    LowerTransposedConv(),
     SelectAnalog(),
     DeriveWeights(),
     MapTiles(),
@@ -101,7 +109,10 @@ def resolve(passes: Sequence[Pass] | str | None) -> tuple[Pass, ...]:
         return parse(passes)
     for step in passes:
         if not isinstance(step, Pass):
-            raise InputError(f"passes= must hold Pass objects or be a text, got {step!r}")
+            raise InputError(
+                f"passes= must hold Pass objects or be a text, got {step!r}",
+                fix="see analogc.DEFAULT_PASSES, and str() of each",
+            )
     return tuple(passes)
 
 

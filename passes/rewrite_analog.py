@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import fx
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..runtime.derived import DerivedWeight
 from ..runtime.mapping import TileMapping
@@ -76,18 +77,19 @@ def _rewrite(node: fx.Node, mapping: TileMapping, use: int, ctx: PassContext) ->
     table = ctx.root.get_submodule(f"{HOME}.ranges")
     assert isinstance(table, RangeTable), "the root holds a range table"
     label = mapping.array if use == 1 else f"{mapping.array}@{use}"
-    if label not in ctx.range_names:
+    place = f"{ctx.frame}:{label}" if ctx.frame else label
+    if place not in ctx.range_names:
         # W~2 and W@2 are different things, and so may a.b and a_b be.
-        ctx.range_names[label] = free_name(label, ctx.range_names.values())
+        ctx.range_names[place] = free_name(label, ctx.range_names.values())
     buffers = table.add(
-        ctx.range_names[label], spec, mapping.weight_shape[0], weight.meta["val"].device
+        ctx.range_names[place], spec, mapping.weight_shape[0], weight.meta["val"].device
     )
     ranges: list[fx.Node | None] = []
     with graph.inserting_before(node):
         for buffer in buffers:
             ranges.append(None if buffer is None else graph.get_attr(f"{HOME}.ranges.{buffer}"))
             if ranges[-1] is not None:
-                ranges[-1].meta["val"] = mode.from_tensor(table.get_buffer(str(buffer)))
+                ranges[-1].meta["val"] = _beside(weight, table.get_buffer(str(buffer)), mode)
         args = list(node.args) + [None] * (3 - len(node.args))
         op = getattr(torch.ops.analogc, mapping.op).default
         new = graph.call_function(op, (*args[:3], *ranges, *args[3:], spec.to_text(), array.key))
@@ -95,3 +97,12 @@ def _rewrite(node: fx.Node, mapping: TileMapping, use: int, ctx: PassContext) ->
     new.meta[META] = mapping
     inherit(new, node, RewriteAnalog.name)
     take_place(new, node)
+
+
+def _beside(weight: fx.Node, buffer: Tensor, mode: FakeTensorMode) -> Tensor:
+    """Fake tensor of a range, on the device of its weight: ranges are never on the meta device."""
+    device = weight.meta["val"].device
+    if device.type != "meta":
+        return mode.from_tensor(buffer)
+    with mode:
+        return torch.empty(buffer.shape, dtype=buffer.dtype, device=device)

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Container
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -19,22 +19,32 @@ from torch import fx
 from ..runtime.mapping import Digital
 from .base import META, Pass, PassContext, PassResult, module_path
 from .canonicalize import CONVS, LINEAR
-from .inline_regions import subgraph
+from .digital import PICKED, SPARSE, is_sparse, picked, unreal, why_unsupported
 from .macs import RECURRENT, count_macs
+from .products import READERS, is_grouped
 from .stationary import expression_key, leaves, live_nodes, stationary_nodes
+from .subgraphs import subgraph
 
 aten = torch.ops.aten
 
 PRODUCTS = {
-    aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default,
-    aten.addmm.default, aten.baddbmm.default, aten.addbmm.default, aten.einsum.default,
-    aten.tensordot.default, aten.inner.default, aten.bilinear.default,
+    aten.mm.default, aten.mv.default, aten.dot.default, aten.addmm.default, aten.bilinear.default,
     aten.scaled_dot_product_attention.default,
     aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input,
-    aten.convolution.default, *RECURRENT,
+    aten.convolution.default, *RECURRENT, *READERS,
 }  # fmt: skip
-"""Multiply-accumulate work besides linear and conv."""
-_ATTENTION = {aten.scaled_dot_product_attention.default}
+"""Multiply-accumulate work besides linear, conv and grouped products."""
+
+_FACTORS: dict[Any, tuple[int, int]] = {
+    aten.addmm.default: (1, 3),
+    aten.bilinear.default: (0, 3),
+    aten.scaled_dot_product_attention.default: (0, 3),
+    aten.conv_transpose1d.default: (0, 2),
+    aten.conv_transpose2d.input: (0, 2),
+    aten.conv_transpose3d.input: (0, 2),
+    aten.convolution.default: (0, 2),
+}
+"""Where the arguments of a product are that it multiplies; if not here, all are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +85,7 @@ class SelectAnalog(Pass):
         fixed, live = stationary_nodes(module.graph), live_nodes(module.graph)
         names = _Names(ctx)
         for node in module.graph.nodes:
-            if node.op == "call_function" and node not in fixed:
+            if node.op == "call_function":
                 record = _record(node, fixed, live, names, ctx) or _hidden(node, live, ctx)
                 if record is not None:
                     node.meta[META] = record
@@ -97,15 +107,20 @@ def _record(
         return None
     is_layer = node.target is LINEAR or node.target in CONVS
     macs = count_macs(node)
-    if not is_layer and node.target not in PRODUCTS:
+    if node in fixed:
+        return Digital("rule", "of parameters alone: no activation", macs, path)
+    if not is_layer and not _is_product(node):
+        reason = why_unsupported(node, fixed, live)
+        if reason is not None:
+            return Digital("unsupported", reason, macs, path)
         return Digital("rule", "no multiply with a weight", 0, path)
     if node not in live:
         return Digital("rule", "computes a weight, no activation", 0, path)
     if not is_layer:
-        # What attention's other operands do (mask, scale) is no product.
-        factors = node.args[:3] if node.target in _ATTENTION else node.all_input_nodes
-        operands = [arg for arg in factors if arg in fixed]
-        if not operands:
+        factors = _factors(node)
+        if not any(arg in fixed for arg in factors):
+            if any(picked(arg, fixed) for arg in factors):
+                return Digital("unsupported", PICKED, macs, path)
             return Digital("rule", "activation x activation: nothing to store", macs, path)
         what = str(node.target).removesuffix(".default")
         return Digital("unsupported", f"{what} has no analog form yet", macs, path)
@@ -113,16 +128,33 @@ def _record(
     assert isinstance(weight, fx.Node), "a layer has a tensor weight"
     if weight not in fixed:
         what = "its weight changes within a forward"
+        if picked(weight, fixed):
+            return Digital("unsupported", PICKED, macs, path)
         if weight in live:
             what = "activation x activation: nothing to store"
         return Digital("rule", what, macs, path)
-    reason = unfit(weight)
-    if reason is not None:
-        return Digital("rule", reason, macs, path)
+    bad = unfit(weight)
+    if bad is not None:
+        return Digital(*bad, macs, path)
     info = _info(node, weight, names, path, macs)
     if ctx.select is not None and not ctx.select(info):
         return Digital("choice", "kept digital by select=", macs, path)
     return Analog(info, names.array(weight))
+
+
+def _is_product(node: fx.Node) -> bool:
+    return node.target in PRODUCTS or is_grouped(node)
+
+
+def _factors(node: fx.Node) -> list[fx.Node]:
+    """What a product multiplies: neither what it adds, nor the mask of an attention."""
+    reader = READERS.get(node.target)
+    if reader is not None:
+        return [operand.node for operand in reader(node).operands]
+    first, last = _FACTORS.get(node.target, (0, 2 if is_grouped(node) else len(node.args)))
+    found: list[fx.Node] = []
+    fx.node.map_arg(node.args[first:last], found.append)
+    return found
 
 
 def keep_digital(node: fx.Node, reason: str, rule: str = "unsupported") -> None:
@@ -130,12 +162,37 @@ def keep_digital(node: fx.Node, reason: str, rule: str = "unsupported") -> None:
     node.meta[META] = Digital(rule, reason, count_macs(node), module_path(node))
 
 
-def unfit(weight: fx.Node) -> str | None:
-    """Why tiles cannot hold a weight, if they cannot."""
-    value = weight.meta["val"]
-    if not value.dtype.is_floating_point:
-        return f"its weight is {str(value.dtype).removeprefix('torch.')}: tiles hold real numbers"
-    return "its weight is empty" if value.numel() == 0 else None
+def unfit(weight: fx.Node, real: bool = True) -> tuple[str, str] | None:
+    """Rule and reason of a weight that tiles cannot hold; None: they can.
+
+    ``real``: False where complex numbers are left to lower-complex.
+    """
+    if is_sparse(weight):
+        return "unsupported", SPARSE
+    reason = unreal(weight)
+    if reason is not None and (real or not weight.meta["val"].is_complex()):
+        return "unsupported", reason
+    empty = any(isinstance(size, int) and size == 0 for size in weight.meta["val"].shape)
+    return ("rule", "its weight is empty") if empty else None
+
+
+def kept_for(node: fx.Node, *weights: fx.Node, real: bool = True) -> bool:
+    """Keep ``node`` digital if tiles cannot hold one of ``weights``; True if so."""
+    bad = next(filter(None, (unfit(weight, real) for weight in weights)), None)
+    if bad is not None:
+        keep_digital(node, bad[1], bad[0])
+    return bad is not None
+
+
+def too_many(node: fx.Node, count: int, most: int, by: str) -> bool:
+    """Keep ``node`` digital if its stored operand stacks more matrices than pass ``by`` splits."""
+    if count > most:
+        keep_digital(
+            node,
+            f"its stored operand stacks {count} matrices, more than {most}: "
+            f"{by}{{experts={count}}} in passes= makes a linear of each",
+        )
+    return count > most
 
 
 def _hidden(node: fx.Node, live: set[fx.Node], ctx: PassContext) -> Digital | None:
@@ -147,10 +204,10 @@ def _hidden(node: fx.Node, live: set[fx.Node], ctx: PassContext) -> Digital | No
         for arg in node.all_input_nodes
         if (region := subgraph(arg, ctx.root)) is not None
         for inner in region.graph.nodes
-        if inner.target is LINEAR or inner.target in CONVS or inner.target in PRODUCTS
+        if inner.target is LINEAR or inner.target in CONVS or _is_product(inner)
     ]
     if not inside:
-        return None
+        return Digital("rule", "a region without a multiply by a weight", 0, module_path(node))
     if node not in live:
         return Digital("rule", "computes a weight, no activation", 0, module_path(node))
     reason = f"{len(inside)} products inside a {node.target.__name__} region"

@@ -15,7 +15,7 @@ _NORMS_WITH_STATISTICS = {
     aten.instance_norm.default: (3, 4, 5),
 }
 _FRESH = {
-    aten.linear.default, aten.matmul.default, aten.einsum.default, aten.batch_norm.default,
+    aten.linear.default, aten.matmul.default, aten.batch_norm.default,
     aten.layer_norm.default, aten.group_norm.default, aten.instance_norm.default,
     *(getattr(aten, f"conv{n}d").default for n in (1, 2, 3)),
     *(getattr(aten, f"conv{n}d").padding for n in (1, 2, 3)),
@@ -25,6 +25,15 @@ _TRANSPOSES = {
     aten.t.default, aten.transpose.int, aten.permute.default, aten.numpy_T.default,
     aten.mT.default,
 }  # fmt: skip
+
+STORED_VIEWS = {
+    *_TRANSPOSES, aten.view.default, aten.reshape.default, aten.unsqueeze.default,
+    aten.squeeze.dim, aten.squeeze.default, aten.squeeze.dims, aten.flatten.using_ints,
+    aten.unflatten.int, aten.expand.default, aten.contiguous.default, aten.clone.default,
+    aten.to.dtype, aten.select.int, aten.slice.Tensor, operator.getitem, aten.detach.default,
+    aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default, aten.movedim.int,
+}  # fmt: skip
+"""Operators that show their first operand in another form."""
 
 
 def stationary_nodes(graph: fx.Graph) -> set[fx.Node]:
@@ -173,6 +182,21 @@ def without_transpose(node: fx.Node) -> fx.Node | None:
     else:
         turned = True
     return base if turned else None
+
+
+def without_matrix_transpose(node: fx.Node) -> fx.Node | None:
+    """The node of which ``node`` is a stack of transposed matrices, [E, N, K] of [E, K, N]."""
+    if node.op != "call_function" or node.meta["val"].dim() != 3:
+        return None
+    dims = [arg for arg in node.args[1:] if isinstance(arg, int)]
+    if node.target is aten.transpose.int:
+        turned = sorted(d % 3 for d in dims) == [1, 2]
+    elif node.target is aten.permute.default:
+        turned = [d % 3 for d in _flat(node.args[1])] == [0, 2, 1]
+    else:
+        turned = node.target is aten.mT.default
+    base = node.args[0] if turned else None
+    return base if isinstance(base, fx.Node) else None
 
 
 def leaves(node: fx.Node) -> list[fx.Node]:

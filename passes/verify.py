@@ -12,6 +12,7 @@ from torch import fx
 from ..runtime.errors import VerifyError
 from ..runtime.mapping import TileMapping
 from ..runtime.ops import NAMES
+from ..runtime.regions import ENTERS, kept_modes, leave
 from ..runtime.spec import parse
 from .base import META, Pass, PassContext, PassResult, source_line
 from .emit import evaluate, fake_mode
@@ -41,22 +42,46 @@ def verify(graph: fx.Graph, ctx: PassContext) -> None:
         raise VerifyError(f"the graph is not well formed: {err}") from None
     mode = fake_mode(graph)
     ids: dict[str, range] = {}
-    for node in graph.nodes:
-        if node.op != "output" and node.users and "val" not in node.meta:
-            raise _broken(node, "has no fake tensor in meta['val']")
-        mapping = node.meta.get(META)
-        if node.op == "call_function" and node.target in OPS:
-            if not isinstance(mapping, TileMapping):
-                raise _broken(node, "is analog but has no TileMapping")
-            _check_mapping(node, mapping, ctx)
-            _check_shape(node, mode)
-            if ids.setdefault(mapping.array, mapping.tile_ids) != mapping.tile_ids:
-                raise _broken(node, f"uses other tiles than array {mapping.array!r} has")
+    opened: list[tuple[fx.Node, Any]] = []
+    with kept_modes():
+        for node in graph.nodes:
+            _check_node(node, ctx, mode, ids)
+            _follow_regions(node, opened)
+    if opened:
+        raise _broken(opened[-1][0], "begins a region that does not end")
     _check_tiles_apart(ids)
 
 
+def _check_node(node: fx.Node, ctx: PassContext, mode: Any, ids: dict[str, range]) -> None:
+    begins = node.target in ENTERS
+    if node.op != "output" and node.users and "val" not in node.meta and not begins:
+        raise _broken(node, "has no fake tensor in meta['val']")
+    mapping = node.meta.get(META)
+    if node.op == "call_function" and node.target in OPS:
+        if not isinstance(mapping, TileMapping):
+            raise _broken(node, "is analog but has no TileMapping")
+        _check_mapping(node, mapping, ctx)
+        _check_shape(node, mode)
+        if ids.setdefault(mapping.array, mapping.tile_ids) != mapping.tile_ids:
+            raise _broken(node, f"uses other tiles than array {mapping.array!r} has")
+
+
+def _follow_regions(node: fx.Node, opened: list[tuple[fx.Node, Any]]) -> None:
+    """Enter or leave the mode that a region's node begins or ends; they nest."""
+    if node.target in ENTERS:
+        opened.append((node, node.target(*node.args)))
+    elif node.target is leave:
+        if not opened or node.args != (opened[-1][0],):
+            raise _broken(node, "does not end the innermost region")
+        leave(opened.pop()[1])
+
+
 def _broken(node: fx.Node, what: str) -> VerifyError:
-    return VerifyError(f"node %{node.name} ({node.target}) {what}", where=source_line(node))
+    return VerifyError(
+        f"node %{node.name} ({node.target}) {what}",
+        where=source_line(node),
+        fix="a pass left the graph so: compile(..., check=True) tells which, unless it did already",
+    )
 
 
 def _check_target(node: fx.Node, ctx: PassContext) -> None:

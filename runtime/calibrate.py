@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import operator
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -22,6 +23,7 @@ from .mapping import TileMapping
 from .mvm import Geometry, geometry
 from .noise import NoiseKey
 from .ops import NAMES, digital
+from .regions import kept_modes, plain_precision
 from .spec import LayerSpec, parse
 from .standin import resolve
 from .target import Calibration
@@ -102,16 +104,29 @@ def _add_one(histogram: Histogram, series: int, values: Tensor) -> None:
         getattr(histogram, name)[series] = getattr(one, name)[0]
 
 
-class _Interpreter(fx.Interpreter):
-    """Runs the graph digitally and shows every analog layer's input to its observer."""
+class Observation(fx.Interpreter):
+    """Runs a graph digitally and shows every analog layer's input to its observer.
 
-    def __init__(self, graph: fx.Graph, root: torch.nn.Module, watched: set[fx.Node]) -> None:
+    Args:
+        graph: rewritten graph.
+        root: what its ``get_attr`` nodes refer to.
+        only_missing: leave ranges alone that were calibrated before.
+    """
+
+    def __init__(self, graph: fx.Graph, root: torch.nn.Module, only_missing: bool = False) -> None:
         super().__init__(root, graph=graph)
-        self.watched = watched
+        self.root = root
+        self.watched = {
+            node
+            for node in graph.nodes
+            if node.op == "call_function" and node.target in _OPS
+            and _needs_data(parse(node.args[-2])) and not (only_missing and _is_set(root, node))
+        }  # fmt: skip
         self.observers: dict[fx.Node, _Observer] = {}
         self.owners: dict[tuple[Any, ...], fx.Node] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        """Value of ``n``, of an analog layer the digital one."""
         if n.op != "call_function" or n.target not in _OPS:
             return super().run_node(n)
         args, _ = self.fetch_args_kwargs_from_env(n)
@@ -119,10 +134,15 @@ class _Interpreter(fx.Interpreter):
             # The steps of a loop have one set of ranges, chosen from what all of them see.
             ranges = tuple(arg.target if isinstance(arg, fx.Node) else None for arg in n.args[3:5])
             owner = self.owners.setdefault(ranges, n)
-            if owner not in self.observers:
-                self.observers[owner] = _Observer(parse(args[-2]), args)
-            self.observers[owner].add(args[0], args[1].dim())
+            with plain_precision(), torch.no_grad():
+                if owner not in self.observers:
+                    self.observers[owner] = _Observer(parse(args[-2]), args)
+                self.observers[owner].add(args[0], args[1].dim())
         return digital(_OPS[n.target], args)
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Flat outputs of the graph."""
+        return self.run(*inputs, enable_io_processing=False)
 
 
 def calibrate(
@@ -146,53 +166,70 @@ def calibrate(
     Raises:
         InputError: there is no batch.
     """
-    watched = {
-        node
-        for node in graph.nodes
-        if node.op == "call_function" and node.target in _OPS
-        and _needs_data(parse(node.args[-2])) and not (only_missing and _is_set(root, node))
-    }  # fmt: skip
-    if not watched:
+    observation = Observation(graph, root, only_missing)
+    if not observation.watched:
         return 0
-    interpreter = _Interpreter(graph, root, watched)
+    with torch.no_grad(), unchanged(root):
+        count = feed(batches, observation)
+    choose_ranges([observation], how)
+    return count
+
+
+def feed(batches: Iterable[Any], model: Callable[..., Any]) -> int:
+    """Call ``model`` with each of ``batches``; returns their number.
+
+    Raises:
+        InputError: there is none.
+    """
+    count = 0
+    for batch in with_progress(batches, "calibrating"):
+        model(*batch)
+        count += 1
+    if count == 0:
+        raise InputError(
+            "calibration data is empty", fix="pass at least one batch, or none to use the examples"
+        )
+    return count
+
+
+@contextlib.contextmanager
+def unchanged(root: torch.nn.Module) -> Iterator[None]:
+    """Restore the buffers of ``root`` and torch's random state at the end."""
     saved = [(b, b.detach().clone()) for b in root.buffers() if not b.is_meta]
     devices = {b.device for b in root.parameters() if b.device.type == "cuda"}
-    count = 0
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
-            for batch in with_progress(batches, "calibrating"):
-                interpreter.run(*batch, enable_io_processing=False)
-                count += 1
+        with kept_modes(), plain_precision(), torch.random.fork_rng(devices=list(devices)):
+            yield
     finally:
         with torch.no_grad():
             for buffer, value in saved:
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
-    if count == 0:
-        raise InputError(
-            "calibration data is empty", fix="pass at least one batch, or none to use the examples"
-        )
+
+
+def choose_ranges(observations: Iterable[Observation], how: Calibration) -> None:
+    """Set the ranges of all layers that ``observations`` saw."""
     silent, broken = [], []
     with torch.no_grad():
-        for node, observer in interpreter.observers.items():
-            mapping: TileMapping = node.meta["analogc"]
-            ranges = [_buffer(root, node.args[i]) for i in (3, 4)]
-            if not observer.choose(how, ranges[0], ranges[1]):
-                silent.append(mapping.layer)
-            if not (observer.inputs.finite and observer.sums.finite):
-                broken.append(mapping.layer)
+        for seen in observations:
+            for node, observer in seen.observers.items():
+                mapping: TileMapping = node.meta["analogc"]
+                ranges = [_buffer(seen.root, node.args[i]) for i in (3, 4)]
+                if not observer.choose(how, ranges[0], ranges[1]):
+                    silent.append(mapping.layer)
+                if not (observer.inputs.finite and observer.sums.finite):
+                    broken.append(mapping.layer)
     if broken:
         warnings.warn(
             f"calibration data is NaN or infinite at {', '.join(broken)}: those values are left "
             "out of the ranges",
-            stacklevel=2,
+            stacklevel=3,
         )
     if silent:
         warnings.warn(
             f"calibration data is zero at the input of {', '.join(silent)}: range 1 is used there",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return count
 
 
 def _needs_data(spec: LayerSpec) -> bool:
@@ -202,6 +239,12 @@ def _needs_data(spec: LayerSpec) -> bool:
 def _is_set(root: torch.nn.Module, node: fx.Node) -> bool:
     ranges = [_buffer(root, node.args[i]) for i in (3, 4)]
     return not any(value is not None and bool(value.isnan().any()) for value in ranges)
+
+
+def is_uncalibrated(graph: fx.Graph, root: torch.nn.Module) -> bool:
+    """Whether a layer of ``graph`` has ranges that were never chosen."""
+    layers = [node for node in graph.nodes if node.op == "call_function" and node.target in _OPS]
+    return not all(_is_set(root, node) for node in layers)
 
 
 def _buffer(root: torch.nn.Module, node: Any) -> Tensor | None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from .layout import is_channels_last
 from .stamp import Stamp
 from .standin import StandIn
 
@@ -62,7 +63,7 @@ class DerivedWeight(nn.Module):
         self._stamps = tuple(Stamp(source) for source in sources)
         again = partial(self._value, tuple(source.detach() for source in sources))
         if isinstance(old, StandIn) and all(map(Stamp.same_form, before, sources)):
-            self._held = StandIn(old.tensor, again)
+            self._held = StandIn(old.tensor, again, None, _any_last(sources, old.tensor.dim()))
             return self._held
         value = again()
         memory = value.untyped_storage().data_ptr()
@@ -70,7 +71,7 @@ class DerivedWeight(nn.Module):
         if self.keeps == "value" or is_view:
             self._held = value
         else:
-            self._held = StandIn(value, again, value)
+            self._held = StandIn(value, again, value, _any_last(sources, value.dim()))
         return self._held
 
     def _value(self, sources: tuple[Tensor, ...]) -> Tensor:
@@ -95,6 +96,10 @@ class DerivedWeight(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_stamps": (), "_held": None}
+
+
+def _any_last(sources: tuple[Tensor, ...], dims: int) -> bool:
+    return any(source.dim() == dims and is_channels_last(source) for source in sources)
 
 
 def _is_traced() -> bool:

@@ -20,6 +20,8 @@ from .alone import is_alone
 def _is_alone(x: Any, weight: Any, bias: Any) -> bool:
     if not is_alone(x, weight, bias):
         return False
+    if weight.is_meta and x.is_meta:
+        return False  # shapes only
     recorded = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     return not (recorded and torch.is_grad_enabled())
 
@@ -41,8 +43,17 @@ conv1d = _make("conv1d", ops.conv_kernel)
 conv2d = _make("conv2d", ops.conv_kernel)
 conv3d = _make("conv3d", ops.conv_kernel)
 
-CALLS = {
-    getattr(torch.ops.analogc, call.__name__).default: call
-    for call in (linear, conv1d, conv2d, conv3d)
+
+def size_of(x: Tensor, dim: int) -> Any:
+    """``aten.sym_size.int``, which has no form under vmap."""
+    return x.size(dim)
+
+
+CALLS: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.sym_size.int: size_of,
+    **{
+        getattr(torch.ops.analogc, call.__name__).default: call
+        for call in (linear, conv1d, conv2d, conv3d)
+    },
 }
 """What to call for each operator."""

@@ -84,7 +84,7 @@ class Histogram:
     def _choose(self, how: Calibration, levels: int) -> Tensor:
         if how.method == "absmax":
             return self.peak
-        width = self.limit[:, None] / self.bins
+        width = self.limit.clamp_min(1e-30)[:, None] / self.bins  # none may have been counted
         if how.method == "percentile":
             share = self.counts.cumsum(1) / self.counts.sum(1, keepdim=True).clamp_min(1)
             enough = (share >= how.percentile / 100 - 1e-12).int().argmax(1)

@@ -14,7 +14,8 @@ The result has the input's dtype; the simulation runs in at least float32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from . import gpu, kernels, tiles
 from .kernels import Ranges
+from .layout import format_of
 from .mvm import geometry
 from .native import backward
 from .native import layer as native
@@ -78,12 +80,6 @@ def digital(name: str, args: Sequence[Any]) -> Tensor:
     return _digital(x, weight, bias, *args[5:9])
 
 
-def _memory_format(x: Tensor) -> torch.memory_format:
-    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last if not x.is_contiguous() else torch.contiguous_format
-    return torch.contiguous_format
-
-
 def _check_operands(x: Tensor, weight: Tensor, groups: int, spec: LayerSpec) -> None:
     # Row blocks slice their operands, and a slice fits whatever the size.
     shape = weight.shape
@@ -123,11 +119,14 @@ def _simulate(
         noise = NoiseSource().key("stateless", 0) if array is None else array.next_call()
     single = weight.dim() > 2 and x.dim() == weight.dim() - 1
     batched = x.unsqueeze(0) if single else x
+    layout = format_of(batched, weight) if weight.dim() > 3 else torch.contiguous_format
     packed = held.packed
     if packed is not None and x.is_cpu and (packed.groups, packed.rows) == (groups, spec.rows):
         # A bias of any other shape is broadcast, and so are its sums with the output.
         after = None if bias is None or bias.shape == weight.shape[:1] else bias
         wide = batched if batched.dtype is torch.float32 else batched.float()
+        if layout is torch.channels_last:
+            wide = wide.contiguous(memory_format=layout)
         y, mask = native.forward(
             wide, packed, held.scale, bias if after is None else None, input_range, adc_range, spec,
             stride, padding, dilation, groups,
@@ -142,7 +141,7 @@ def _simulate(
         forward = gpu.forward if x.is_cuda else kernels.forward
         ranges = Ranges(input_range, adc_range)
         y, mask = forward(mvm, batched, held, bias, ranges, spec, noise, want_mask)
-        y = y.contiguous(memory_format=_memory_format(batched))
+    y = y.contiguous(memory_format=layout)
     return (y.squeeze(0) if single else y), mask
 
 
@@ -202,7 +201,8 @@ def _fake_conv(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Te
     shape = _digital(x, weight.to(x.dtype), None, stride, padding, dilation, groups).shape
     if x.dim() == weight.dim() - 1:
         return x.new_empty(shape)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
+    layout = format_of(x, weight) if x.dim() > 3 else torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
 @torch.no_grad()
@@ -244,6 +244,25 @@ def _fake_saving_forward(
     return y, x.new_empty([len(settings.blocks), *shape], dtype=torch.bool)
 
 
+def _without_autocast(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """``kernel`` in its own precision, wherever a backward pass runs."""
+
+    @functools.wraps(kernel)
+    def run(*args: Any) -> Any:
+        if not torch._C._is_any_autocast_enabled():
+            return kernel(*args)
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+            return kernel(*args)
+
+    return run
+
+
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.AutocastCUDA
+)
+
+
+@_without_autocast
 @torch.no_grad()
 def saving_backward_kernel(
     grad: Tensor,

@@ -23,8 +23,10 @@ class RangeTable(nn.Module):
         """Make the buffers of a layer; returns their names (None: the layer needs none).
 
         Fixed ranges are filled in; ranges to be calibrated start as NaN. Buffers that another
-        graph of the same model made are kept as they are.
+        graph of the same model made are kept, on ``device``, if they are for as many blocks.
+        Ranges have memory even where weights have none.
         """
+        device = torch.device("cpu") if device.type == "meta" else device
         found: list[str | None] = []
         blocks = len(spec.blocks)
         for converter, suffix in ((spec.dac, "input"), (spec.adc, "adc")):
@@ -40,13 +42,17 @@ class RangeTable(nn.Module):
             elif converter.range != "calibrated":
                 value.fill_(converter.range)
             buffer = f"{name}_{suffix}"
-            if buffer not in self._buffers:
+            known = self._buffers.get(buffer)
+            if known is None or known.shape != value.shape:
                 self.register_buffer(buffer, value, persistent=False)
+            else:
+                self._buffers[buffer] = self.get_buffer(buffer).to(device)
             found.append(buffer)
         return found[0], found[1]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         for name, value in self._buffers.items():
             assert value is not None, "range buffers are tensors"
-            self._buffers[name] = value.to(fn(value[:0]).device)
+            device = fn(value[:0]).device
+            self._buffers[name] = value if device.type == "meta" else value.to(device)
         return self

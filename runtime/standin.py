@@ -21,14 +21,20 @@ class StandIn:
         like: gives shape, dtype and device.
         compute: gives the numbers.
         first: the numbers, where they are at hand; let go of when they were asked for once.
+        channels_last: whether the weight's memory would be laid out so.
     """
 
     def __init__(
-        self, like: Tensor, compute: Callable[[], Tensor], first: Tensor | None = None
+        self,
+        like: Tensor,
+        compute: Callable[[], Tensor],
+        first: Tensor | None = None,
+        channels_last: bool = False,
     ) -> None:
         # NaN, so that use as an ordinary tensor shows.
         one = torch.full((1,), torch.nan, dtype=like.dtype, device=like.device)
         self.tensor = one.as_strided(like.shape, [0] * like.dim())
+        self.channels_last = channels_last
         self._compute = compute
         self._first = first
         _ALIVE[self.tensor.data_ptr()] = self

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ...runtime.target import Target
-from ..coverage import CoverageReport, count_text, steps_as_one
+from ..coverage import KINDS, CoverageReport, CoverageRow, count_text, steps_as_one
 from ..tile_table import TileTable
 from .graph import graph_svg
 from .text import MONO, SANS, escape
@@ -50,6 +50,7 @@ _STYLE = f"""
 .analogc .bar i {{ display: block; height: 8px; border-radius: 4px; background: #0b665e; }}
 .analogc .on {{ color: #0b665e; font-weight: 600; }}
 .analogc .off {{ color: #9a5b13; font-weight: 600; }}
+.analogc .bad {{ color: #a3241b; font-weight: 600; }}
 .analogc details {{ border-bottom: 1px solid #eaedf0; padding: 7px 0; }}
 .analogc summary {{ cursor: pointer; }}
 .analogc summary em {{ font-style: normal; color: #66727f; margin-left: 8px; font-size: 13px; }}
@@ -185,26 +186,51 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: in
 
 
 def coverage_html(coverage: CoverageReport) -> str:
-    """Table of the layers and products, and a count of the other digital nodes."""
+    """Table of the layers and products, and behind it one of the other digital nodes."""
     listed = steps_as_one(row for row in coverage.rows if row.kind != "rule" or row.macs)
+    others = [row for row in coverage.rows if row.kind == "rule" and not row.macs]
+    parts = [_coverage_table(coverage, listed)]
+    if others:
+        counts = Counter(row.op for row in others)
+        counted = ", ".join(f"{count} {escape(op)}" for op, count in sorted(counts.items()))
+        parts.append(
+            f"<details><summary>Digital, with no weight to multiply by: {counted}</summary>"
+            f"{_coverage_table(coverage, others)}</details>"
+        )
+    return "\n".join(parts)
+
+
+def _coverage_table(coverage: CoverageReport, listed: Sequence[CoverageRow]) -> str:
+    marks = {"analog": ("on", "analog"), "unsupported": ("bad", "unsupported")}
     rows: list[list[str]] = []
     for row in listed:
-        analog = row.kind == "analog"
-        share = 100 * row.macs / coverage.macs if coverage.macs else 0.0
-        where = '<span class="on">analog</span>' if analog else '<span class="off">digital</span>'
-        why = "" if analog else row.reason
+        style, where = marks.get(row.kind, ("off", "digital"))
+        share = 100 * coverage.share(row)
         names = (escape(row.module or row.reason), f"<code>%{escape(row.node)}</code>",
-                 escape(row.op), where, escape(why))  # fmt: skip
-        rows.append([*names, count_text(row.macs), f"{share:.1f} %"])
-    header = ["module", "node", "operation", "where", "why", "MACs", "share"]
+                 escape(row.op), f'<span class="{style}">{where}</span>',
+                 "" if row.kind == "analog" else escape(row.reason),
+                 f"<code>{escape(row.line or '')}</code>")  # fmt: skip
+        bar = f'<span class="bar"><i style="width:{share:.0f}%"></i></span>'
+        rows.append([*names, count_text(row.macs), f"{share:.1f} %{bar}"])
+    header = ["module", "node", "operation", "where", "why", "source line", "MACs", "share"]
     if all(row[4] == "" for row in rows):
         header, rows = _drop(header, 4), [_drop(row, 4) for row in rows]
-    others = Counter(row.op for row in coverage.rows if row.kind == "rule" and not row.macs)
-    note = ""
-    if others:
-        counted = ", ".join(f"{count} {escape(op)}" for op, count in sorted(others.items()))
-        note = f"<p>Digital, with no weight to multiply by: {counted}.</p>"
-    return table(header, rows, len(header) - 2) + note
+    return table(header, rows, len(header) - 2)
+
+
+def coverage_page(coverage: CoverageReport) -> str:
+    """A report by itself: figures of each kind, what is unsupported, then every node."""
+    figures = [(f"{100 * coverage.analog_share:.1f} %",
+                f"of {count_text(coverage.macs)} MACs analog")]  # fmt: skip
+    for kind, (nodes, macs) in coverage.kinds.items():
+        if nodes:
+            figures.append((f"{nodes}", f"{KINDS[kind]}, {count_text(macs)} MACs"))
+    body = ["<h1>Coverage</h1>", f"<p>{escape(coverage.summary())}</p>", facts(figures)]
+    if coverage.unsupported:
+        body += section("Unsupported", "Operators with stored weights that have no analog form.")
+        body.append(_coverage_table(coverage, coverage.unsupported))
+    body += section("All nodes", "In the order in which they run.")
+    return wrap([*body, coverage_html(coverage)])
 
 
 def tiles_html(tiles: TileTable) -> str:

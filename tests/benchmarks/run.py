@@ -24,6 +24,7 @@ SECTIONS = {
     "overhead": "forward",
     "training": "training",
     "costs": "costs",
+    "compiling": "compiling",
     "growth": "growth",
     "sync": "sync",
     "peers": "peers",

@@ -66,6 +66,51 @@ class ResNet18(nn.Module):
         return out
 
 
+class Bottleneck(nn.Module):
+    """Bottleneck block of a residual network; the stride is in its 3x3 convolution."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        sizes = ((inputs, width, 1, 1), (width, width, 3, stride), (width, 4 * width, 1, 1))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, k, s, k // 2, bias=False) for a, b, k, s in sizes
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(b) for _, b, _, _ in sizes)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != 4 * width:
+            conv = nn.Conv2d(inputs, 4 * width, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(4 * width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            y = norm(conv(y))
+            y = F.relu(y) if i < 2 else y
+        return F.relu(y + self.shortcut(x))
+
+
+class ResNet50(nn.Module):
+    """He et al., CVPR 2016, table 1."""
+
+    def __init__(self, classes: int = 1000) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn = nn.BatchNorm2d(64)
+        layers, inputs = [], 64
+        for stage, blocks in enumerate((3, 4, 6, 3)):
+            for i in range(blocks):
+                width = 64 << stage
+                layers.append(Bottleneck(inputs, width, 2 if stage and i == 0 else 1))
+                inputs = 4 * width
+        self.layers = nn.Sequential(*layers)
+        self.fc = nn.Linear(2048, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.max_pool2d(F.relu(self.bn(self.conv(x))), 3, 2, 1)
+        out: Tensor = self.fc(self.layers(y).mean((2, 3)))
+        return out
+
+
 def _stages(inputs: int, widths: tuple[int, ...], blocks: int) -> nn.Sequential:
     layers = []
     for stage, width in enumerate(widths):

@@ -633,7 +633,7 @@ def test_error_of_capture_names_the_source_line_and_a_fix(
     model: type[nn.Module], message: str, line: str, fix: str
 ) -> None:
     with pytest.raises(UnsupportedError, match=message) as info:
-        analogc.compile(model(), (X,))
+        analogc.compile(model(), (X,), capture="export")
     assert f"{HERE}:{line_of(line)}" in str(info.value.where)
     assert fix in str(info.value.fix)
     assert info.value.__cause__ is not None

@@ -45,6 +45,14 @@ def text():
 
 def fails():
     raise ValueError("boom")
+
+class Points(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.points = nn.Parameter(torch.randn(5, 4))
+
+    def forward(self, x):
+        return torch.cdist(x, self.points)
 """
 
 
@@ -94,6 +102,15 @@ def test_compile_writes_a_file_and_says_what_is_in_it(call: Call) -> None:
     model = analogc.load("m.analogc")
     assert model(torch.randn(2, 3, 4)).shape == (2, 3)
     assert not model.training
+
+
+def test_strict_refuses_what_would_stay_digital(call: Call) -> None:
+    plain = ("compile", "cli_models.py:Points", "--input", "3x4", "-o", "m.analogc")
+    code, out, _ = call(*plain)
+    assert code == 0 and "1 unsupported" in out
+    code, _, err = call(*plain, "--strict")
+    assert code == 1 and "1 operator with stored weights would stay digital" in err
+    assert "%cdist (aten.cdist)" in err and "cli_models.py:" in err
 
 
 def test_compile_options_reach_the_compiler(call: Call, compiled: str) -> None:

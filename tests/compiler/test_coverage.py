@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._higher_order_ops.while_loop import while_loop
 
 import analogc
 from analogc import LayerInfo
@@ -264,6 +266,90 @@ def test_work_is_shown_in_the_text_and_as_plain_values() -> None:
     assert data["rows"][0]["reason"] == report.rows[0].reason
 
 
+class Mix(nn.Module):
+    """A row of each kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(6, 6), nn.Linear(6, 5)
+        self.points = nn.Parameter(torch.randn(4, 6))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.relu(self.first(x))
+        return torch.cdist(y @ y.mT @ y, self.points), self.head(y)
+
+
+def test_kinds_and_shares_add_up() -> None:
+    compiled = analogc.compile(Mix().eval(), (torch.randn(3, 6),), select="head")
+    report = compiled.coverage
+    assert report.kinds == {
+        "analog": (1, 3 * 36), "rule": (3, 2 * 3 * 3 * 6), "choice": (1, 3 * 30),
+        "unsupported": (1, 3 * 4 * 6),
+    }  # fmt: skip
+    assert sum(nodes for nodes, _ in report.kinds.values()) == len(report.rows)
+    assert sum(macs for _, macs in report.kinds.values()) == report.macs
+    assert sum(map(report.share, report.rows)) == pytest.approx(1)
+    data = json.loads(json.dumps(report.to_dict()))
+    assert data["kinds"]["unsupported"] == {"nodes": 1, "macs": 72}
+    assert sum(found["share"] for found in data["rows"]) == pytest.approx(1)
+    assert "3 products digital, 1 unsupported" in report.summary()
+
+
+def test_every_operator_of_the_graph_is_one_row() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    compiled = analogc.compile(layer, (torch.randn(2, 5, 8),))
+    views = {"view", "transpose", "unflatten", "unsqueeze", "squeeze", "select", "permute"}
+    wanted = [
+        node.name
+        for node in compiled.graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload)
+        and node.target._schema.name.partition("::")[2] not in views
+        and node.target._schema.name not in ("aten::dropout", "aten::contiguous", "aten::reshape")
+    ]
+    assert [found.node for found in compiled.coverage.rows] == wanted
+
+
+def test_digital_rows_name_their_module_and_line() -> None:
+    report = analogc.compile(Mix().eval(), (torch.randn(3, 6),), select="head").coverage
+    (unsupported,) = [s for s in str(report).splitlines() if "unsupported " in s]
+    assert f"[{HERE}:" in unsupported and "a distance to stored points" in unsupported
+    (kept,) = [s for s in str(report).splitlines() if "kept digital by select=" in s]
+    assert f"[head, {HERE}:" in kept
+
+
+def test_page_shows_every_node_and_escapes() -> None:
+    report = CoverageReport(
+        tuple(
+            dataclasses.replace(found, module="<b>&") if found.kind == "analog" else found
+            for found in analogc.compile(Mix().eval(), (torch.randn(3, 6),)).coverage.rows
+        )
+    )
+    html = report.to_html()
+    assert (
+        html.startswith("<!DOCTYPE html>") and html.count("<table") == html.count("</table>") == 3
+    )
+    assert "<b>&<" not in html and "&lt;b&gt;&amp;" in html
+    assert "http" not in html and "<script" not in html
+    for found in report.rows:
+        assert f"%{found.node}</code>" in html
+        assert str(found.line).replace("'", "&#x27;") in html
+    assert "<h2>Unsupported</h2>" in html
+    assert report._repr_html_() in html
+
+
+def test_summary_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "analogc")
+    compiled = analogc.compile(nn.Sequential(nn.Linear(6, 5)).eval(), (torch.randn(3, 6),))
+    compiled.train()
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO and compiled.coverage.summary() in record.getMessage()
+    caplog.clear()
+    analogc.compile(Mix().eval(), (torch.randn(3, 6),))
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "1 unsupported; aten.cdist" in record.getMessage() and HERE in record.getMessage()
+
+
 def test_steps_of_a_recurrent_layer_are_one_line_of_the_text() -> None:
     layer = Use(nn.LSTM(6, 5), first).eval()
     report = analogc.compile(layer, (torch.randn(20, 2, 6),)).coverage
@@ -432,12 +518,12 @@ def test_strict_lists_every_operator_that_would_stay_digital() -> None:
 
 def test_strict_names_what_is_inside_a_region() -> None:
     def run(layer: Any, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            y: Tensor = layer(x)
+        start = (torch.tensor(0), x)
+        y: Tensor = while_loop(lambda i, t: i < 3, lambda i, t: (i + 1, layer(t)), start)[1]
         return y
 
-    with pytest.raises(UnsupportedError, match="1 products inside a wrap_with_autocast region"):
-        analogc.compile(Use(nn.Linear(6, 5), run), (torch.randn(3, 6),), strict=True)
+    with pytest.raises(UnsupportedError, match="1 products inside a while_loop region"):
+        analogc.compile(Use(nn.Linear(6, 6), run), (torch.randn(3, 6),), strict=True)
 
 
 @pytest.mark.parametrize("select", [None, "*"])

@@ -293,3 +293,81 @@ def test_loaded_model_switches_between_the_modes_that_it_was_saved_with(tmp_path
     assert both.training
     for training in (False, True):
         close(both.train(training)(X), compiled.train(training)(X))
+
+
+def norm(kind: type[nn.Module], *rest: nn.Module, **options: Any) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(nn.Conv2d(2, 4, 3), kind(4, **options), *rest)
+
+
+TRAINED: dict[str, Callable[[], nn.Module]] = {
+    "batch norm": norm(nn.BatchNorm2d),
+    "cumulative": norm(nn.BatchNorm2d, momentum=None),
+    "without statistics": norm(nn.BatchNorm2d, track_running_stats=False),
+    "without weights": norm(nn.BatchNorm2d, affine=False),
+    "sync": norm(nn.SyncBatchNorm),
+    "cumulative sync": norm(nn.SyncBatchNorm, momentum=None),
+    "instance": norm(nn.InstanceNorm2d, affine=True),
+    "instance with statistics": norm(nn.InstanceNorm2d, affine=True, track_running_stats=True),
+    "group": lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4)),
+    "dropout2d": lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.Dropout2d(0.3)),
+    "alpha dropout": lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.AlphaDropout(0.3)),
+    "rrelu": lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.RReLU()),
+    "transposed": lambda: nn.Sequential(nn.ConvTranspose2d(2, 4, 3), nn.BatchNorm2d(4)),
+}
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_training_layers_do_what_they_do_in_eager(kind: str) -> None:
+    model = TRAINED[kind]().train()
+    twin = copy.deepcopy(model)
+    compiled = analogc.compile(model, (X,), target="ideal", check=True)
+    for seed in range(3):
+        for net in (compiled, twin):
+            torch.manual_seed(seed)
+            net(X + seed).square().mean().backward()
+    for ours, theirs in zip(model.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+    close(compiled.eval()(X), twin.eval()(X))
+
+
+@pytest.mark.parametrize("kind", ["cumulative", "cumulative sync"])
+def test_capture_leaves_the_modules_forward_alone(kind: str) -> None:
+    model = TRAINED[kind]().train()
+    analogc.compile(model, (X,))
+    assert all("forward" not in part.__dict__ for part in model.modules())
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_batch_norm_after_a_transposed_conv_is_folded(dims: int, groups: int) -> None:
+    layer = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 1]
+    after = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dims - 1](6)
+    model = nn.Sequential(layer(4, 6, 3, stride=2, groups=groups), after).eval()
+    after.running_mean, after.running_var = torch.randn(6), torch.rand(6) + 0.5
+    exact = analogc.targets.ideal().replace(name="fine", dac=analogc.Converter(bits=16))
+    x = torch.randn(2, 4, *[5] * dims)
+    compiled = analogc.compile(model, (x,), target=exact, check=True, dynamic_shapes="batch")
+    assert "batch_norm" not in compiled.ir().replace("derive", "")
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-3, atol=1e-3)
+    with torch.no_grad():
+        after.weight.mul_(2)
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("target", ["ideal", "generic-8bit"])
+def test_vmap_over_a_recurrent_layer_with_an_open_batch(target: str) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(8, 8, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.rnn(x)[0]
+            return y
+
+    x = torch.randn(2, 3, 4, 8)
+    compiled = analogc.compile(Recurrent().eval(), (x[0],), target=target, dynamic_shapes="batch")
+    with torch.no_grad():
+        close(torch.func.vmap(compiled)(x), torch.stack([compiled(part) for part in x]))

@@ -384,7 +384,7 @@ def test_stale_tile_is_an_error_without_auto_sync(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda m: m.double(), "dtype changed from torch.float32 to torch.float64"),
+        (lambda m: m.double(), "float32 on cpu became float64 on cpu"),
         (lambda m: setattr(m.head, "weight", nn.Parameter(m.head.weight * 2)), "replaced"),
         (lambda m: m.head.weight.detach().add_(1), "written in place"),
     ],

@@ -222,10 +222,6 @@ NOT_FOLDED: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
         nn.Sequential(nn.Linear(4, 6), trained(nn.BatchNorm1d(5))),
         (3, 5, 4),
     ),
-    "transposed convolution": (
-        nn.Sequential(nn.ConvTranspose2d(4, 6, 3), trained(nn.BatchNorm2d(6))),
-        INPUTS[2],
-    ),
     "instance norm": (nn.Sequential(nn.Conv2d(4, 6, 3), nn.InstanceNorm2d(6)), INPUTS[2]),
     "no layer": (trained(nn.BatchNorm2d(4)), INPUTS[2]),
 }

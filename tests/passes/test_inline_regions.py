@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.map import map as map_over
 
+from analogc import targets
 from analogc.passes.base import FROM, module_path
 
 if TYPE_CHECKING:
@@ -123,13 +125,52 @@ def test_a_graph_without_regions_is_left_alone(lower: Lower) -> None:
     assert lowered.ir == before
 
 
-def test_other_regions_are_left_alone(lower: Lower, make: Make) -> None:
+def test_an_autocast_region_is_marked_and_keeps_its_dtypes(lower: Lower, make: Make) -> None:
     def run(m: Any, x: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             y: Tensor = m.fc(x)
-        return y.float()
+            with torch.autocast("cpu", enabled=False):
+                y = m.fc(y.float())
+        out: Tensor = m.fc(y)
+        return out
 
-    lowered = lower(make(run, fc=nn.Linear(4, 5)), torch.randn(3, 4))
+    model, x = make(run, fc=nn.Linear(4, 4)), torch.randn(3, 4)
+    lowered = lower(model, x)
 
-    assert lowered.run("inline-regions") is False
-    assert lowered.counts["wrap_with_autocast"] == 1
+    assert lowered.run("inline-regions") is True
+
+    assert "wrap_with_autocast" not in lowered.counts
+    dtypes = [node.meta["val"].dtype for node in lowered.nodes("aten.linear")]
+    assert dtypes == [torch.bfloat16, torch.float32, torch.float32]
+    assert torch.equal(lowered(x), model(x))
+
+
+def test_a_block_that_only_writes_is_kept(lower: Lower, make: Make) -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            m.seen.add_(1)
+        y: Tensor = x @ m.w
+        return y
+
+    model = make(run, w=torch.randn(4, 4), seen=torch.zeros((), dtype=torch.long))
+    lowered = lower(model, torch.randn(3, 4))
+    lowered.run("inline-regions")
+    lowered(torch.randn(3, 4))
+    assert int(model.seen) == 1  # type: ignore[arg-type]
+
+
+def test_steps_of_a_loop_share_an_array_and_its_ranges(lower: Lower, make: Make) -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        y: Tensor = map_over(lambda row: m.fc(row) + m.fc(row.sin()), x)  # type: ignore[arg-type, misc]
+        return y
+
+    model, x = make(run, fc=nn.Linear(4, 4)), torch.randn(3, 4)
+    lowered = lower(model, x, target=targets.generic_8bit())
+    lowered.run(
+        "inline-regions,canonicalize,select-analog,derive-weights,map-tiles,rewrite-analog,verify"
+    )
+    layers = lowered.nodes("analogc.linear")
+    assert len(layers) == 6
+    assert len({node.args[-1] for node in layers}) == 1
+    # Two places in the body, whatever the number of steps.
+    assert len({str(node.args[3].target) for node in layers}) == 2

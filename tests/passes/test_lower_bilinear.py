@@ -102,14 +102,20 @@ def test_nothing_to_lower(what: str, lower: Lower, make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "shape", "reason"),
+    ("dtype", "shape", "rule", "reason"),
     [
-        (torch.int64, (2, 4, 4), "its weight is int64: tiles hold real numbers"),
-        (torch.float32, (0, 4, 4), "its weight is empty"),
+        (
+            torch.int64,
+            (2, 4, 4),
+            "unsupported",
+            "its weight is int64: tiles hold real numbers; "
+            "multiply by the dequantised weight, weight.float() * scale",
+        ),
+        (torch.float32, (0, 4, 4), "rule", "its weight is empty"),
     ],
 )
 def test_what_stays_digital_says_why(
-    dtype: torch.dtype, shape: tuple[int, ...], reason: str, lower: Lower, make: Make
+    dtype: torch.dtype, shape: tuple[int, ...], rule: str, reason: str, lower: Lower, make: Make
 ) -> None:
     model = make(lambda m, x: F.bilinear(x, x, m.W), W=torch.ones(shape, dtype=dtype))
     lowered = lower(model, torch.ones(3, 4, dtype=dtype))
@@ -118,4 +124,4 @@ def test_what_stays_digital_says_why(
     lowered.run("canonicalize,select-analog")
     (node,) = lowered.nodes("aten.bilinear")
     record = node.meta[META]
-    assert isinstance(record, Digital) and (record.rule, record.reason) == ("rule", reason)
+    assert isinstance(record, Digital) and (record.rule, record.reason) == (rule, reason)

@@ -109,6 +109,28 @@ FORMS = {
         lambda m, x: torch.addbmm(m.b, x, m.W), ((2, 3, 4),), {"W": (2, 4, 5), "b": (3, 5)},
         1, 120, False,
     ),
+    # copies of a stored operand
+    "expanded": Form(
+        lambda m, x: torch.bmm(x, m.W.expand(x.shape[0], -1, -1)), ((7, 3, 4),), {"W": (4, 5)},
+        1, 420,
+    ),
+    "expanded-twice": Form(
+        lambda m, x: m.W.unsqueeze(1).expand(-1, 6, -1, -1).expand(x.shape[0], *[-1] * 4) @ x,
+        ((7, 3, 6, 4, 2),), {"W": (3, 5, 4)}, 3, 7 * 3 * 6 * 5 * 4 * 2,
+    ),
+    "expanded-matmul": Form(
+        lambda m, x: x @ m.W.expand(x.shape[0], 4, 5).contiguous(), ((7, 3, 4),), {"W": (4, 5)},
+    ),
+    "repeated": Form(
+        lambda m, x: torch.bmm(m.W.repeat(x.shape[0], 1, 1), x), ((7, 4, 3),), {"W": (1, 5, 4)},
+    ),
+    "broadcast-columns": Form(
+        lambda m, x: torch.einsum("bi,ij->bj", x, m.W.expand(4, 5)), ((7, 4),), {"W": (4, 1)},
+    ),
+    "repeated-in-place": Form(
+        lambda m, x: torch.bmm(x, m.W.repeat(1, 2, 1)), ((2, 3, 8),), {"W": (2, 4, 5)}, 2, 240,
+        False,
+    ),
     "tensordot": Form(
         lambda m, x: torch.tensordot(x, m.W, dims=([1, -1], [2, 0])),
         ((2, 3, 4),), {"W": (4, 5, 3)}, 1, 120,
@@ -230,9 +252,10 @@ def test_nothing_to_lower(function: Any, weights: dict[str, Any], lower: Lower, 
             "no sum over a dim of its stored operand: nothing to multiply",
         ),
         (
-            lambda m, x: torch.einsum("bi,ij->bj", x.cfloat(), m.W),
-            torch.randn(4, 5, dtype=torch.complex64), "rule",
-            "its weight is complex64: tiles hold real numbers",
+            lambda m, x: torch.einsum("bi,ij->bj", x.long(), m.W),
+            torch.ones(4, 5, dtype=torch.int64), "unsupported",
+            "its weight is int64: tiles hold real numbers; multiply by the dequantised weight, "
+            "weight.float() * scale",
         ),
         (
             lambda m, x: torch.einsum("bi,ij->bj", x, m.W), torch.empty(4, 0), "rule",
@@ -245,7 +268,7 @@ def test_nothing_to_lower(function: Any, weights: dict[str, Any], lower: Lower, 
             "passes= makes a linear of each",
         ),
     ],
-    ids=["scale", "complex", "empty", "too-many"],
+    ids=["scale", "integer", "empty", "too-many"],
 )  # fmt: skip
 def test_what_stays_digital_says_why(
     function: Any, weight: Tensor, rule: str, reason: str, lower: Lower, make: Make
@@ -287,3 +310,13 @@ def test_a_weight_shared_with_a_linear_has_one_array(make: Make) -> None:
     # As [5, 4], and turned.
     assert len(compiled.tiles) == 2
     assert len(compiled.coverage.analog) == 4
+
+
+def test_outer_products_are_no_sums(lower: Lower, make: Make) -> None:
+    """Such as the angles of rotary embeddings: frequencies times positions."""
+    model = make(lambda m, x: m.w.expand(x.shape[0], -1, 1) @ x[:, None, :], w=torch.randn(1, 4, 1))
+    lowered = lower(model, torch.randn(2, 6))
+
+    assert lowered.run("inline-regions,lower-products") is False
+    (record,) = (n.meta[META] for n in lowered.module.graph.nodes if META in n.meta)
+    assert record.rule == "rule" and "no sum" in record.reason

@@ -177,4 +177,5 @@ def test_what_stays_digital_says_why(lower: Lower, make: Make) -> None:
     (node,) = lowered.nodes("aten.conv_transpose1d")
     record = node.meta[META]
     assert isinstance(record, Digital)
-    assert record.reason == "its weight is complex64: tiles hold real numbers"
+    assert record.rule == "unsupported"
+    assert record.reason.startswith("its weight is complex64: tiles hold real numbers")

@@ -43,9 +43,10 @@ def with_options(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_default_order() -> None:
     assert to_text(DEFAULT_PASSES) == (
-        "inline-regions,lower-attention,lower-products,lower-bilinear,lower-recurrent,"
-        "lower-transposed-conv,canonicalize,fold-batch-norm,select-analog,derive-weights,map-tiles,"
-        "rewrite-analog,verify"
+        "inline-regions,apply-lowerings,lower-attention,lower-grouped-products,"
+        "lower-indexed-products,lower-products,lower-bilinear,lower-recurrent,canonicalize,"
+        "lower-complex,fold-batch-norm,lower-transposed-conv,select-analog,"
+        "derive-weights,map-tiles,rewrite-analog,verify"
     )
 
 

@@ -104,11 +104,28 @@ def test_writing_a_view_is_writing_its_base(lower: Lower) -> None:
     assert stationary_nodes(lowered.module.graph) == set()
 
 
+def test_writing_a_result_is_not_writing_what_it_was_computed_from() -> None:
+    graph = fx.Graph()
+    x, weight = graph.placeholder("x"), graph.get_attr("weight")
+    scaled = graph.call_function(aten.mul.Tensor, (weight, 2))
+    seen = graph.call_function(aten.view.default, (scaled, [-1]))
+    graph.call_function(aten.add_.Tensor, (seen, 1))
+    y = graph.call_function(aten.linear.default, (x, weight))
+    z = graph.call_function(aten.view.default, (y, [-1]))
+    graph.call_function(aten.relu_.default, (z,))
+    graph.output((z, scaled))
+
+    # add_ writes scaled by its view; relu_ writes y; neither writes weight.
+    assert stationary_nodes(graph) == {weight}
+
+
 VIEWS: dict[str, Any] = {
     "view": lambda w: w.view(-1),
     "dropout": lambda w: F.dropout(w, 0.5, training=False),
     "type_as": lambda w: w.type_as(torch.zeros(1)),
     "contiguous": lambda w: w.contiguous(),
+    "einsum": lambda w: torch.einsum("ij->ji", w),
+    "broadcast": lambda w: torch.broadcast_tensors(w, torch.ones(1))[0],
 }
 
 

@@ -242,3 +242,8 @@ def test_families_do_not_mix_and_silent_series_stay_zero(method: Method) -> None
     assert found[67] == 0 and bool((found > 0).sum() == 127)
     if method != "mse":
         assert torch.equal(found, both.choose(Calibration(method), 127))
+
+
+@pytest.mark.parametrize("method", ["mse", "percentile", "absmax"])
+def test_no_values_at_all_have_range_zero(method: Method) -> None:
+    assert choose([torch.zeros(2, 0)], method) == [0.0, 0.0]
