@@ -27,6 +27,8 @@ from .subgraphs import subgraph
 
 aten = torch.ops.aten
 
+_CHANGES = "its weight changes within a forward"
+
 PRODUCTS = {
     aten.mm.default, aten.mv.default, aten.dot.default, aten.addmm.default, aten.bilinear.default,
     aten.scaled_dot_product_attention.default,
@@ -123,6 +125,8 @@ def _record(
         if not any(arg in fixed for arg in factors):
             if any(picked(arg, fixed) for arg in factors):
                 return Digital("unsupported", PICKED, macs, path)
+            if any(arg not in live and leaves(arg) for arg in factors):
+                return Digital("rule", _CHANGES, macs, path)
             return Digital("rule", "activation x activation: nothing to store", macs, path)
         if all(is_zero(arg) for arg in factors if arg in fixed):
             return Digital("rule", ZERO, macs, path)
@@ -131,7 +135,7 @@ def _record(
     weight = node.args[1]
     assert isinstance(weight, fx.Node), "a layer has a tensor weight"
     if weight not in fixed:
-        what = "its weight changes within a forward"
+        what = _CHANGES
         if picked(weight, fixed):
             return Digital("unsupported", PICKED, macs, path)
         if weight in live:

@@ -299,6 +299,24 @@ def test_a_weight_that_the_forward_writes_is_no_weight(lower: Lower) -> None:
     assert (record.rule, record.reason) == ("rule", "its weight changes within a forward")
 
 
+def test_a_stored_operand_that_the_forward_writes_is_no_activation(lower: Lower) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.keys = nn.Parameter(torch.randn(2, 4, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            keys = self.keys * 2
+            keys /= 3
+            return torch.bmm(x, keys)
+
+    lowered = lower(Scaled(), torch.randn(2, 3, 4))
+    lowered.run(BEFORE, "select-analog")
+
+    record = lowered.record("aten.bmm")
+    assert (record.rule, record.reason) == ("rule", "its weight changes within a forward")
+
+
 @pytest.mark.parametrize(
     ("dtype", "reason"),
     [
