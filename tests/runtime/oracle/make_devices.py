@@ -22,7 +22,8 @@ def row(peer: str, model: str, target: float, seconds: float, values: Any, what:
     found = np.asarray(values, dtype=np.float64)
     return {
         "peer": peer, "model": model, "target": target, "seconds": seconds, "what": what,
-        "mean": float(found.mean()), "std": float(found.std()), "count": found.size,
+        "mean": float(f"{found.mean():.7g}"), "std": float(f"{found.std():.7g}"),
+        "count": found.size,
     }  # fmt: skip
 
 
@@ -81,10 +82,12 @@ def aihwkit_rows() -> list[Any]:
 def crosssim_rows() -> list[Any]:
     """PCM (Joshi), Milo and SONOS."""
     from simulator import CrossSimParameters  # type: ignore[import-not-found]
+    from simulator.backend import ComputeBackend  # type: ignore[import-not-found]
     from simulator.devices.custom.PCM_Joshi import PCMJoshi  # type: ignore[import-not-found]
     from simulator.devices.custom.RRAM_Milo import RRAMMilo  # type: ignore[import-not-found]
     from simulator.devices.custom.SONOS import SONOS  # type: ignore[import-not-found]
 
+    ComputeBackend(use_gpu=False)
     cases = {
         "pcm/joshi-2020": (PCMJoshi, 1e-6 * 25.0, 0.25, (3.0, 8.0, 15.0, 25.0)),
         "reram-milo-2021": (RRAMMilo, 225e-6, 50.0, (50.0, 120.0, 225.0)),
@@ -95,6 +98,7 @@ def crosssim_rows() -> list[Any]:
         params = CrossSimParameters()
         device = params.xbar.device
         device.Rmin, device.Rmax, device.Vread = 1 / g_max, 1 / (g_min * 1e-6), 0.1
+        device.infinite_on_off_ratio = False
         # CrossSim's own unit is the largest conductance.
         unit = g_max * 1e6
         made = kind(device, device.programming_error)
@@ -114,4 +118,5 @@ def crosssim_rows() -> list[Any]:
 if __name__ == "__main__":
     torch.manual_seed(1)
     np.random.seed(1)
-    print(json.dumps([*aihwkit_rows(), *crosssim_rows()], indent=1))
+    lines = [" " + json.dumps(found) for found in (*aihwkit_rows(), *crosssim_rows())]
+    print("[", ",\n".join(lines), "]", sep="\n")
