@@ -13,6 +13,7 @@ from torch import Tensor
 from analogc import Cell, GaussianDevice, Target, targets
 from analogc.devices import PCMDevice, TableDevice
 from analogc.errors import FormatError, InputError
+from analogc.runtime import programming
 from analogc.runtime.noise import NoiseKey
 from analogc.runtime.programming import conductances_at, state_at
 from analogc.runtime.spec import LayerSpec
@@ -227,6 +228,30 @@ def test_read_variance_is_that_of_reads(mode: Any) -> None:
         None if found.reference is None else drawn(found.reference).flatten(1, 2),
     )
     torch.testing.assert_close(state.variance[0][0], reads.var(0), rtol=0.03, atol=0)
+
+
+def test_large_weights_are_treated_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.rand(50, 40, dtype=torch.float64) * 2 - 1
+    for mode, device in (("offset", GaussianDevice(0.02, read_noise=0.01)), ("pair", PCMDevice())):
+        cell = Cell(mode=mode, g_min=1.0, dead_rows=0.05, dead_cols=0.05)  # type: ignore[arg-type]
+        cols = (0, 7, 20, 33, 50)
+        spec = LayerSpec((0, 16, 40), device=device, cell=cell, cols=cols)
+        whole = [state_at(weight, spec, KEY, CHIP, 100.0) for _ in range(2)]
+        assert torch.equal(whole[0].total, whole[1].total)
+        monkeypatch.setattr(programming, "_PART", 40 * 20)  # 7 + 13 columns, 13, 17
+        state = state_at(weight, spec, KEY, CHIP, 100.0)
+        found = conductances_at(weight, spec, KEY, CHIP, 100.0)
+        monkeypatch.undo()
+        assert found.values.shape == (len(cell.planes), 50, 40)
+        reference = None
+        if found.reference is not None:
+            assert found.reference.shape == (1, 4, 40)
+            reference = found.reference.repeat_interleave(torch.tensor([7, 13, 13, 17]), 1)
+        torch.testing.assert_close(state.total, cell.decode(found.values, reference))
+        assert state.variance is not None and state.variance[0].shape == (50, 40)
+        # Noise differs from part to part.
+        error = found.values - cell.encode(weight)
+        assert float(torch.corrcoef(torch.stack([error[0, 0], error[0, 20]]))[0, 1]) < 0.6
 
 
 # -- faults ---------------------------------------------------------------------------------------
