@@ -203,6 +203,16 @@ def test_gains_are_what_a_chip_measures() -> None:
         torch.testing.assert_close(held(compiled), aged * gain[:, None], rtol=1e-3, atol=1e-4)
 
 
+def test_time_and_gain_are_printed() -> None:
+    _, compiled, _ = build(PCM.replace(compensation="global"))
+    assert repr(compiled.weights["3"]).endswith("programmed 1 times, 0 s ago)")
+    compiled.drift_to(DAY)
+    gain = float(compiled.weights["3"].gain[0])
+    text = f"programmed 1 times, 86400 s ago, gain {gain:.3f} to {gain:.3f})"
+    assert repr(compiled.weights["3"]).endswith(text)
+    assert "s ago" not in repr(build("generic-8bit")[1].weights)
+
+
 def test_a_column_of_zeros_has_gain_one() -> None:
     model = nn.Linear(8, 3)
     with torch.no_grad():
