@@ -308,8 +308,12 @@ def forward(
     prepared = packed._prepared
     if prepared is None or not prepared.fits(packed, spec, x, last, geometry, per_column):
         prepared = packed._prepared = _Prepared(packed, spec, x, last, geometry, per_column)
-    layout = torch.channels_last if last else torch.contiguous_format
-    y = torch.empty(prepared.out, dtype=torch.float32, device="cpu", memory_format=layout)
+    if last:
+        y = torch.empty(
+            prepared.out, dtype=torch.float32, device="cpu", memory_format=torch.channels_last
+        )
+    else:
+        y = x.new_empty(prepared.out)  # half a microsecond less, and x is float32 on the CPU
     columns, blocks = packed.shape[0], len(packed.rows) - 1
     mask = None
     if want_mask and spec.adc is not None:
