@@ -85,68 +85,6 @@ def _exact_float32() -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
-    """Weights of a linear layer as the GEMMs take them."""
-
-    halves: tuple[Tensor, ...]
-    """Of each row block, int8 ``[padded K_r, 2 padded N]``: the higher halves of all columns, then
-    the lower. Empty if the GEMMs take the programmed float32 blocks."""
-    step: Tensor | None
-    """Weight of one integer step of each column, ``[N]``; None for float32."""
-    rows: Tensor
-    """Row block boundaries in K, int32 ``[R + 1]``."""
-    starts: tuple[int, ...]
-    """The same with every block padded, as the codes are stored."""
-    starts_tensor: Tensor
-
-
-_PREPARED: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""By the first block of a ``Programmed``, which is made anew whenever the weight is programmed."""
-
-
-def _prepared(tiles: Programmed, spec: LayerSpec) -> _Prepared:
-    found: _Prepared | None = _PREPARED.get(tiles.blocks[0])
-    if found is None:
-        found = _PREPARED[tiles.blocks[0]] = _prepare(tiles, spec)
-    return found
-
-
-def _prepare(tiles: Programmed, spec: LayerSpec) -> _Prepared:
-    device = tiles.scale.device
-    rows = torch.tensor(spec.rows, dtype=torch.int32, device=device)
-    if spec.dac is None or spec.dac.levels > 127:
-        return _Prepared((), None, rows, spec.rows, rows)
-    longest = max(stop - start for start, stop in spec.blocks)
-    # |sum of code * weight| <= 127 * longest * limit < 2^31.
-    limit = min(_INT8_LIMIT, (2**31 - 1) // (127 * longest))
-    peak = torch.stack([w.abs().amax(1) for w in tiles.blocks]).amax(0)
-    step = torch.where(peak > 0, peak / limit, 1.0)
-    halves = tuple(_halves(w, step) for w in tiles.blocks)
-    starts = (0, *itertools.accumulate(w.shape[0] for w in halves))
-    starts_tensor = torch.tensor(starts, dtype=torch.int32, device=device)
-    return _Prepared(halves, step, rows, starts, starts_tensor)
-
-
-def _halves(weight: Tensor, step: Tensor) -> Tensor:
-    """``[N, K_r]`` as the int8 halves ``[padded K_r, 2 padded N]`` of its integers.
-
-    In memory a column's weights are neighbours, which is what integer tensor cores read.
-    """
-    columns, rows = weight.shape
-    whole = (weight / step[:, None]).round_().to(torch.int32)
-    low = ((whole + 128) & 255) - 128
-    half = _aligned(columns, 8)
-    packed = weight.new_zeros((2 * half, _aligned(rows, _ROWS_ALIGNED)), dtype=torch.int8)
-    packed[:columns, :rows] = (whole - low) >> 8
-    packed[half : half + columns, :rows] = low
-    return packed.mT
-
-
-def _aligned(size: int, to: int) -> int:
-    return -(-size // to) * to
-
-
-@dataclass(frozen=True, slots=True)
 class _Strides:
     """Where element (vector, column) lies: see ``Strides`` in kernels.cu."""
 

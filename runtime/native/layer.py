@@ -19,9 +19,22 @@ from .tensors import loaded, new
 
 Format = Literal["int16", "float32"]
 
-# Widest block for which int16 keeps at least 13 bits and a sign of a column's largest weight:
-# sums of 127 * 8191 * rows must fit 32 bits.
-_MOST_INT16_ROWS = (2**31 - 1) // (127 * 8191)
+MOST_INT16_ROWS = (2**31 - 1) // (127 * 8191)
+"""Widest block for which int16 keeps at least 13 bits and a sign of a column's largest weight.
+
+Sums of 127 * 8191 * rows must fit 32 bits.
+"""
+_MOST_CODE = 127 * 256 + 127
+
+
+def weight_limit(rows: tuple[int, ...]) -> int:
+    """Largest integer weight of a layer of these row block boundaries, as in ``pack.cpp``.
+
+    Its two halves fit 8 bits each, so that integer tensor cores can take it, and sums fit 32.
+    """
+    widest = max(b - a for a, b in zip(rows, rows[1:], strict=False))
+    return min(_MOST_CODE, (2**31 - 1) // (127 * widest))
+
 
 
 class Packed:
@@ -84,7 +97,7 @@ class Packed:
         exact = dac_bits is not None and dac_bits <= 8
         if format is None:
             widest = max(b - a for a, b in zip(rows, rows[1:], strict=False))
-            fits = exact and widest <= _MOST_INT16_ROWS and bool(written.isfinite().all())
+            fits = exact and widest <= MOST_INT16_ROWS and bool(written.isfinite().all())
             format = "int16" if fits else "float32"
         elif format == "int16" and not exact:
             raise ValueError(f"int16 weights need a DAC of at most 8 bits, got {dac_bits}")
@@ -321,14 +334,17 @@ def forward(
     if alpha.dtype is not torch.float32 or alpha.numel() != columns:
         raise ValueError(f"{columns} float32 scales wanted, got {alpha.dtype} {list(alpha.shape)}")
     # The operands live until the call returns; another thread may be in this layer meanwhile.
-    operands = (
-        bias if bias is None else _ready(bias, columns),
-        input_range if input_range is None else _ready(input_range, blocks),
-        adc_range if adc_range is None else _ready(adc_range, prepared.adc_ranges),
-    )
+    if bias is not None:
+        bias = _ready(bias, columns)
+    if input_range is not None:
+        input_range = _ready(input_range, blocks)
+    if adc_range is not None:
+        adc_range = _ready(adc_range, prepared.adc_ranges)
     status = prepared.call(
         prepared.struct, x.data_ptr(), y.data_ptr(), alpha.data_ptr(),
-        *[None if t is None else t.data_ptr() for t in operands],
+        None if bias is None else bias.data_ptr(),
+        None if input_range is None else input_range.data_ptr(),
+        None if adc_range is None else adc_range.data_ptr(),
         None if mask is None else mask.data_ptr(), key, call, torch.get_num_threads(),
     )  # fmt: skip
     if status == 1:

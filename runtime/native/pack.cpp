@@ -9,16 +9,18 @@
 namespace analogc {
 namespace {
 
-// Largest int16 code of a weight. Sums stay in int32: codes of a DAC of at most 8 bits are within
-// 127, so |sum| <= 127 * limit * rows <= 2^31 - 1, also for every partial sum on the way.
+// Largest int16 code of a weight. Its halves fit 8 bits each, 256 * 127 + 127, because the CUDA path
+// multiplies them apart and must have the same codes. Sums stay in int32: codes of a DAC of at most
+// 8 bits are within 127, so |sum| <= 127 * limit * rows <= 2^31 - 1, also for every partial sum.
 int64_t weight_limit(const analogc_weight &w) {
     int64_t most = 1;
     for (int64_t r = 0; r < w.blocks; ++r) {
         const int64_t rows = w.rows[r + 1] - w.rows[r];
         most = rows > most ? rows : most;
     }
+    constexpr int64_t kMost = 256 * 127 + 127;
     const int64_t limit = INT32_MAX / (127 * most);
-    return limit < INT16_MAX ? limit : INT16_MAX;
+    return limit < kMost ? limit : kMost;
 }
 
 // Weight that code 1 stands for. Packing what was unpacked must give the same step again, so it is
