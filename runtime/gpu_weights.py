@@ -97,8 +97,7 @@ def _prepare(tiles: Programmed, spec: LayerSpec, groups: int) -> Prepared:
     integers = [_integers(w, step, limit) for w in tiles.blocks]
     if kind == "integer":
         weights = tuple(
-            _side_by_side(high.float(), low.float(), groups)
-            for high, low in map(_halves, integers)
+            _side_by_side(high.float(), low.float(), groups) for high, low in map(_halves, integers)
         )
         return Prepared(kind, weights, 256, step, rows, spec.rows, rows)
     halves = tuple(map(int8_halves, integers))

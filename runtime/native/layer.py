@@ -36,7 +36,6 @@ def weight_limit(rows: tuple[int, ...]) -> int:
     return min(_MOST_CODE, (2**31 - 1) // (127 * widest))
 
 
-
 class Packed:
     """Programmed weights in the form that the kernels read; the only copy of them.
 
