@@ -96,8 +96,12 @@ class Packed:
         exact = dac_bits is not None and dac_bits <= 8
         if format is None:
             widest = max(b - a for a, b in zip(rows, rows[1:], strict=False))
-            fits = exact and widest <= MOST_INT16_ROWS and bool(written.isfinite().all())
-            format = "int16" if fits else "float32"
+            if exact and widest <= MOST_INT16_ROWS:
+                packed = Packed.pack(written, rows, taps, groups, dac_bits, "int16")
+                # A column with a weight that is not finite has a step that is not.
+                if bool(packed.step.isfinite().all()):
+                    return packed
+            format = "float32"
         elif format == "int16" and not exact:
             raise ValueError(f"int16 weights need a DAC of at most 8 bits, got {dac_bits}")
         dtype = torch.int16 if format == "int16" else torch.float32
@@ -108,7 +112,7 @@ class Packed:
         if size < 0 or rows[-1] != k:
             raise ValueError(f"rows {rows}, taps {taps}, groups {groups} do not fit {n} x {k}")
         packed.data = torch.empty(size // dtype.itemsize, dtype=dtype, device="cpu")
-        if status := loaded().pack(packed._struct(), written.data_ptr()):
+        if status := loaded().pack(packed._struct(), written.data_ptr(), torch.get_num_threads()):
             raise ValueError(f"weight of {n} x {k} cannot be packed as {format} ({status})")
         return packed
 
@@ -158,7 +162,9 @@ class Packed:
     def _unpack(self, alpha: Tensor | None) -> Tensor:
         written = new(*self.shape)
         pointer = None if alpha is None else alpha.data_ptr()
-        status = loaded().unpack(self._struct(), pointer, written.data_ptr())
+        status = loaded().unpack(
+            self._struct(), pointer, written.data_ptr(), torch.get_num_threads()
+        )
         assert status == 0, "what was packed can be unpacked"
         return written
 
