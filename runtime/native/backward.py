@@ -133,13 +133,14 @@ class _Layer:
         weight = self.packed.unpack_scaled(self.alpha).view(n, k // volume, *taps)
         x, grad = _dense(x), _dense(grad)
         grad_x = torch.empty_like(x) if self.need_input else None
-        grad_w = torch.zeros_like(weight) if self.need_weight else None
+        single = len(self.spec.blocks) == 1
+        grad_w = torch.zeros_like(weight) if self.need_weight and not single else None
         turned = self._turns(x)
         done = 0  # channels that have a gradient: blocks may share one
         for r, (start, stop) in enumerate(self.spec.blocks):
             first, last = start // volume, -(-stop // volume)
             block = weight[:, first:last]
-            if len(self.spec.blocks) > 1:
+            if not single:
                 block = block.contiguous()
                 rows = block.view(n, -1)
                 rows[:, : start - first * volume] = 0
@@ -159,7 +160,9 @@ class _Layer:
                 else:
                     self._place(found[0], x, channels, r, grad_x)
                 done = last
-            if grad_w is not None:
+            if single:
+                grad_w = found[1]
+            elif grad_w is not None:
                 skip = first * volume
                 flat = found[1].reshape(n, -1)
                 grad_w.view(n, -1)[:, start:stop] = flat[:, start - skip : stop - skip]
