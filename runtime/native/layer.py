@@ -63,6 +63,7 @@ class Packed:
         """Kernel size; empty for a linear layer."""
         self.groups = groups
         self._prepared: _Prepared | None = None
+        self._weight: Weight | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Packed, (self.data, self.step, self.shape, self.rows, self.taps, self.groups)
@@ -169,6 +170,12 @@ class Packed:
         return written
 
     def _struct(self) -> Weight:
+        found = self._weight
+        if found is None or found.data != self.data.data_ptr():
+            found = self._weight = self._new_struct()
+        return found
+
+    def _new_struct(self) -> Weight:
         taps = math.prod(self.taps)
         rows = (ctypes.c_int64 * len(self.rows))(*self.rows)
         struct = Weight(
