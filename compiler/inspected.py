@@ -22,6 +22,7 @@ from .backend import BackendReport, LayerKernel
 from .build import Program, Step
 from .coverage import CoverageReport
 from .holder import Holder
+from .lookups import short_lookups
 from .printing import format_graph
 from .region_code import RegionCode, has_regions
 from .signature import Signature
@@ -45,7 +46,10 @@ class Inspected(fx.GraphModule):
         # own codegen knows the structure, for fx.Interpreter and torch.export.
         structured = self._graph._codegen
         graph = self._graph
-        graph._codegen = RegionCode(graph) if has_regions(graph) else CodeGen()
+        graph._codegen = codegen = RegionCode(graph) if has_regions(graph) else CodeGen()
+        shown = codegen._body_transformer
+        root = self.__dict__.get("_root", self)
+        codegen._body_transformer = short_lookups(graph, root, shown)
         kind = type(self)
         layers = [node for node in self._graph.nodes if node.target in CALLS]
         try:
@@ -56,6 +60,7 @@ class Inspected(fx.GraphModule):
             for node in layers:
                 node.target = OPERATORS.get(node.target, node.target)
         function = kind.__dict__["forward"]
+        codegen._body_transformer = shown
         code = super().recompile()
         self._graph._codegen = structured
         # fx puts the graph's function and its own __call__ on the class made for this object;
