@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from ...passes.derive_weights import HOME
 from ...runtime.errors import InputError
+from ...runtime.mapping import TileMapping
 from ...runtime.reference import flat_weight
 from ..inspected import Inspected
 from ..signature import static_size
@@ -77,6 +78,18 @@ def argument_of(model: Inspected, node: fx.Node) -> tuple[Argument, object]:
     return Argument(name, kind, shape, value.dtype, path), id(tensor)
 
 
+def held_of(node: fx.Node, mapping: TileMapping) -> tuple[Argument, Argument]:
+    """Arguments of what the tiles of a layer hold: the normalised weight, and its scale."""
+    weight = node.args[1]
+    assert isinstance(weight, fx.Node), "a layer has a weight"
+    dtype = torch.promote_types(weight.meta["val"].dtype, torch.float32)
+    shape, array = mapping.weight_shape, mapping.array
+    return (
+        Argument(f"tiles.{array}", "tiles", shape, dtype, array),
+        Argument(f"scale.{array}", "scale", shape[:1], dtype, array),
+    )
+
+
 def _at(model: Inspected, path: str) -> Any:
     at: Any = model._root
     for part in path.split("."):
@@ -89,10 +102,9 @@ def _value(model: Inspected, path: str, kind: Kind) -> Tensor:
     if kind != "derived":
         value: Tensor = at
         return value
-    (node,) = {str(n.target): n for n in model.graph.find_nodes(op="call_module", target=path)}.values()
+    node = model.graph.find_nodes(op="call_module", target=path)[0]
     with torch.no_grad():
-        value = model._value(node)
-    return value
+        return model._value(node)
 
 
 def _held(model: Inspected, name: str, kind: Kind) -> Tensor:

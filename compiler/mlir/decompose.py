@@ -28,13 +28,17 @@ from ...runtime.regions import join, kept_modes
 from ...runtime.spec import parse
 from ..inspected import Inspected
 from ..signature import ConstantLeaf
-from .arguments import Argument, argument_of, input_of
+from .arguments import Argument, argument_of, held_of, input_of
 
 _CHECKS = (
     "_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range",
     "sym_constrain_range_for_size",
 )  # fmt: skip
 _MARK = "analogc"
+SOURCE = "analogc_source"
+"""Key of a node with the node of the compiled graph that it was made from."""
+HELD = "analogc_held"
+"""Key of a layer with the inputs that give what its tiles hold, and the scale of that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,31 @@ def decompose(model: Inspected) -> Flat:
     _finish(module, model)
     chooses = any(node.target is join for node in graph.nodes)
     return Flat(module, arguments, results, chooses)
+
+
+def with_tiles(flat: Flat, model: Inspected) -> Flat:
+    """``flat`` with what the tiles hold in place of weights, in layers that are not ideal."""
+    graph = flat.module.graph
+    arguments = list(flat.arguments)
+    made: dict[str, tuple[fx.Node, fx.Node]] = {}
+    mode = fake_mode(model.graph)
+    last = graph.find_nodes(op="placeholder")[-1]
+    for node, mapping in flat.layers:
+        if parse(node.args[-2]).is_ideal:
+            continue
+        if mapping.array not in made:
+            pair = held_of(node, mapping)
+            found = []
+            for argument in pair:
+                with graph.inserting_after(last):
+                    last = graph.placeholder(argument.name.replace(".", "_"))
+                with mode:
+                    last.meta["val"] = torch.empty(argument.shape, dtype=argument.dtype)
+                found.append(last)
+            arguments += pair
+            made[mapping.array] = (found[0], found[1])
+        node.meta[HELD] = made[mapping.array]
+    return Flat(flat.module, tuple(arguments), flat.results, flat.chooses)
 
 
 def _first_line(err: Exception) -> str:
@@ -231,7 +260,7 @@ def _finish(module: fx.GraphModule, model: Inspected) -> None:
                 fix="return the value, and store it outside of the model",
             )
         if source is not None:
-            node.meta["analogc_source"] = source
+            node.meta[SOURCE] = source
             if node.target in OPS:
                 node.meta[META] = source.meta[META]
                 # The key is of this process; the layer's name is the same in all.

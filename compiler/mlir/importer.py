@@ -7,7 +7,7 @@ casts that vanish when the digital work around them is lowered.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,25 +17,26 @@ from torch_mlir.extras import fx_importer
 
 from ...passes.base import META, module_path, source_line
 from ...passes.verify import OPS
+from ...runtime.mapping import TileMapping
 from .arguments import Argument
-from .decompose import Flat
+from .decompose import HELD, SOURCE, Flat
 
-NAME, KIND = "analog.name", "analog.kind"
+NAME, KIND, SOURCES = "analog.name", "analog.kind", "analog.sources"
+"""Attributes of an argument: see Argument."""
 _VTENSOR = re.compile(r"!torch\.vtensor<\[([^\]]*)\],([^<>]*(?:<[^<>]*>)?)>")
 _SIGN = re.compile(r"^[su]i(\d+)$")
 
-LayerBuilder = Callable[[str, Any, tuple[Any, ...], Any], Any]
-"""Makes an analog operation: name of the operator, its mapping, its operands (builtin tensors and
-settings, as the operator takes them), type of the result."""
+LayerBuilder = Callable[[TileMapping, tuple[Any, ...], Any, Any], Any]
+"""Makes an analog operation; see ``layers.build_layer``."""
 
 
 def import_graph(
     flat: Flat,
     context: Any,
     build_layer: LayerBuilder | None = None,
-    literals: dict[str, Tensor] | None = None,
-) -> Any:
-    """Module of the torch dialect whose function ``main`` computes ``flat``.
+    literals: Mapping[str, Tensor] | None = None,
+) -> tuple[Any, tuple[Argument, ...]]:
+    """Module of the torch dialect whose function ``main`` computes ``flat``, and its arguments.
 
     Args:
         flat: the graph.
@@ -51,8 +52,8 @@ def import_graph(
     module = importer.module
     with context:
         (function,) = module.body.operations
-        _inline(function, flat.arguments, literals or {})
-    return module
+        arguments = _settle_arguments(function, flat.arguments, literals or {})
+    return module, arguments
 
 
 def builtin_type(vtensor: Any) -> Any:
@@ -69,7 +70,7 @@ class _Places(fx_importer.ContextCache):  # type: ignore[misc]
     """Locations: the path of the module, and the user's own source line."""
 
     def get_node_location(self, node: fx.Node) -> Any:
-        origin = node.meta.get("analogc_source", node)
+        origin = node.meta.get(SOURCE, node)
         line, path = source_line(origin), module_path(origin)
         place = ir.Location.unknown(self._c)
         if line is not None:
@@ -87,10 +88,13 @@ def _importer(build_layer: LayerBuilder | None) -> type[Any]:
                 super()._import_torch_op_overload(loc, node, concrete_target)
                 return
             with loc:
-                operands = tuple(self._operand(loc, arg) for arg in node.args)
+                args, scale = list(node.args), None
+                if HELD in node.meta:
+                    args[1], scale = node.meta[HELD]
+                operands = tuple(self._operand(loc, arg) for arg in args)
                 (result,) = self._unpack_node_result_types(node, node.target._schema)
                 value = build_layer(
-                    OPS[node.target], node.meta[META], operands, builtin_type(result)
+                    node.meta[META], operands, self._operand(loc, scale), builtin_type(result)
                 )
                 back = ir.Operation.create(
                     "torch_c.from_builtin_tensor", results=[result], operands=[value]
@@ -111,55 +115,53 @@ def _importer(build_layer: LayerBuilder | None) -> type[Any]:
 # -- arguments ------------------------------------------------------------------------------------
 
 
-def _inline(function: Any, arguments: tuple[Argument, ...], literals: dict[str, Tensor]) -> None:
+def _settle_arguments(
+    function: Any, arguments: tuple[Argument, ...], literals: Mapping[str, Tensor]
+) -> tuple[Argument, ...]:
+    """Name the arguments, make constants of some, drop weights that nothing uses."""
     block = function.body.blocks[0]
-    for i in reversed(range(len(arguments))):
-        if arguments[i].name in literals:
-            value = literals[arguments[i].name]
-            with ir.InsertionPoint.at_block_begin(block), ir.Location.name(arguments[i].name):
+    kept: list[Argument] = []
+    for i, argument in reversed(list(enumerate(arguments))):
+        value = block.arguments[i]
+        if argument.kind != "input" and not any(True for _ in value.uses):
+            block.erase_argument(i)
+        elif argument.name in literals:
+            with ir.InsertionPoint.at_block_begin(block), ir.Location.name(argument.name):
                 literal = ir.Operation.create(
                     "torch.vtensor.literal",
-                    results=[block.arguments[i].type],
-                    attributes={"value": elements(value, arguments[i].name)},
+                    results=[value.type],
+                    attributes={"value": elements(literals[argument.name], argument.name)},
                 )
-            block.arguments[i].replace_all_uses_with(literal.result)
+            value.replace_all_uses_with(literal.result)
             block.erase_argument(i)
         else:
-            name = arguments[i].name
-            block.arguments[i].set_location(ir.Location.name(name))
-    kind = function.type
-    inputs = [argument.type for argument in block.arguments]
+            value.set_location(ir.Location.name(argument.name))
+            kept.insert(0, argument)
+    inputs = [value.type for value in block.arguments]
     function.attributes["function_type"] = ir.TypeAttr.get(
-        ir.FunctionType.get(inputs, kind.results)
+        ir.FunctionType.get(inputs, function.type.results)
     )
-    name_arguments(function, [a for a in arguments if a.name not in literals])
+    function.attributes["arg_attrs"] = ir.ArrayAttr.get([_names(argument) for argument in kept])
+    return tuple(kept)
 
 
-def name_arguments(function: Any, arguments: list[Argument]) -> None:
-    """Let every argument say what it stands for."""
-    function.attributes["arg_attrs"] = ir.ArrayAttr.get(
-        [
-            ir.DictAttr.get(
-                {NAME: ir.StringAttr.get(argument.name), KIND: ir.StringAttr.get(argument.kind)}
-            )
-            for argument in arguments
-        ]
-    )
+def _names(argument: Argument) -> Any:
+    """What an argument stands for, as its attributes."""
+    found = {NAME: argument.name, KIND: argument.kind}
+    attributes = {key: ir.StringAttr.get(value) for key, value in found.items()}
+    if argument.sources:
+        names = [ir.StringAttr.get(source) for source in argument.sources]
+        attributes[SOURCES] = ir.ArrayAttr.get(names)
+    return ir.DictAttr.get(attributes)
 
 
 def elements(value: Tensor, name: str) -> Any:
     """Elements attribute of ``value``: a resource named ``name``, or in place if it is tiny."""
     kind = fx_importer.create_mlir_tensor_type(value)
     plain = value.detach().cpu().contiguous()
-    raw = plain.reshape(-1).view(torch.uint8).numpy() if plain.numel() else None
     if plain.dtype is torch.bool or plain.numel() <= 1:
         # A splat has no resource, and bits of a resource are packed.
-        return ir.DenseElementsAttr.get(_bytes(plain), type=kind, shape=None)
-    assert raw is not None, "it has elements"
-    return ir.DenseResourceElementsAttr.get_from_buffer(raw, name, kind, alignment=64)
-
-
-def _bytes(value: Tensor) -> Any:
-    if value.dtype is torch.bfloat16:
-        return value.view(torch.int16).numpy()
-    return value.numpy()
+        raw = plain.view(torch.int16) if plain.dtype is torch.bfloat16 else plain
+        return ir.DenseElementsAttr.get(raw.numpy(), type=kind)
+    raw = plain.reshape(-1).view(torch.uint8)
+    return ir.DenseResourceElementsAttr.get_from_buffer(raw.numpy(), name, kind, alignment=64)

@@ -7,7 +7,7 @@ from typing import Any
 from torch_mlir import ir
 from torch_mlir.passmanager import PassManager
 
-from ...runtime.errors import UnsupportedError
+from ...runtime.errors import UnsupportedError, VerifyError
 
 TO_BACKEND_FORM = (
     "func.func(torch-match-quantized-custom-ops)",
@@ -90,11 +90,22 @@ def run(module: Any, passes: tuple[str, ...], doing: str) -> None:
         try:
             manager.run(module.operation)
         except ir.MLIRError as err:
-            raise _failure(err, doing) from None
+            text, where = _diagnostics(err)
+            raise UnsupportedError(f"{doing} failed: {text}", where=where) from None
 
 
-def _failure(err: Any, doing: str) -> UnsupportedError:
-    found = [d for d in err.error_diagnostics if d.message] or []
+def verify(module: Any) -> None:
+    """Check every operation of ``module``; VerifyError says what is wrong, and where."""
+    with module.context:
+        try:
+            module.operation.verify()
+        except ir.MLIRError as err:
+            text, where = _diagnostics(err)
+            raise VerifyError(f"the module is not valid: {text}", where=where) from None
+
+
+def _diagnostics(err: Any) -> tuple[str, str | None]:
+    found = [d for d in err.error_diagnostics if d.message]
     text = "; ".join(dict.fromkeys(d.message for d in found)) or str(err)
-    where = next((str(d.location) for d in found if "unknown" not in str(d.location)), None)
-    return UnsupportedError(f"{doing} failed: {text}", where=where)
+    places = (str(d.location) for d in found)
+    return text, next((place for place in places if "unknown" not in place), None)
