@@ -9,6 +9,7 @@ from ...passes.verify import OPS
 from ...runtime.errors import AccessError, InputError, UnsupportedError
 from ...runtime.extras import require
 from ...runtime.spec import parse
+from ..printing import counted
 from .module import LEVELS, Level, MlirModule
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def to_mlir(
     model: Inspected, level: Level, weights: str | Path, programmed: bool | None
 ) -> MlirModule:
     """What ``CompiledModel.to_mlir`` documents."""
-    require("torch_mlir", "mlir")
+    check(model)
     if level not in LEVELS:
         raise InputError(f"level must be one of {', '.join(LEVELS)}, got {level!r}")
     programmed = _programmed(model, level, programmed)
@@ -69,9 +70,12 @@ def _programmed(model: Inspected, level: Level, wanted: bool | None) -> bool:
     return wanted
 
 
-def refuse_several(model: Any, count: int) -> UnsupportedError:
-    """Error for a model of several graphs."""
-    return UnsupportedError(
-        f"this model is {count} graphs with Python between them, and MLIR has one function for one",
-        fix="emit them one by one: [graph.to_mlir() for graph in compiled.graphs]",
-    )
+def check(model: Inspected) -> None:
+    """Raise unless torch-mlir is there, and ``model`` is one graph."""
+    require("torch_mlir", "mlir")
+    if not any(module is model for module in model.graphs):
+        raise UnsupportedError(
+            f"this model is {counted(len(model.graphs), 'graph')} with Python around, and MLIR has "
+            "one function for one graph",
+            fix="emit them one by one: [graph.to_mlir() for graph in compiled.graphs]",
+        )
