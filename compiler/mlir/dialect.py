@@ -1,4 +1,4 @@
-"""The ``analog`` dialect's operations. Docstrings and comments are what docs/dialect.md prints.
+"""Operations of the ``analog`` dialect. Docstrings are what docs/dialect.md prints.
 
 Layers (`linear`, `conv`) are opaque: one operation, settings and mapping as attributes. Tiles and
 converters (`scale`, `program`, `peak`, `dac`, `mvm`, `conv_mvm`, `adc`, `accumulate`) are what
@@ -243,4 +243,4 @@ def irdl_text() -> str:
     """The definitions as IRDL, for ``torch-mlir-opt --irdl-file``: structure without verifiers."""
     with ir.Context() as context, ir.Location.unknown():
         load(context)
-        return f"{Analog._mlir_module}\n"
+        return f"{Analog._mlir_module}".rstrip() + "\n"

@@ -1,4 +1,4 @@
-"""The ``analog`` dialect's types and attributes. Field comments are what docs/dialect.md prints.
+"""Types and attributes of the ``analog`` dialect. Docstrings are what docs/dialect.md prints.
 
 No ``from __future__ import annotations`` here: the bindings read the annotations as objects.
 """
