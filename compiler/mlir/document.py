@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 from torch_mlir import ir
 
 from . import dialect, kinds
 from .dialect import Analog
-from .kinds import I64Array
+from .kinds import Bool, I64Array
 from .opt import PASSES
 
 _HEAD = """# The analog dialect
 
-Written by `pytest tests/compiler/mlir --update-docs` from `compiler/mlir/dialect.py` and `kinds.py`;
-edit those. `compiler/mlir/analog.irdl.mlir` is the same in IRDL, for
-`torch-mlir-opt --irdl-file=analog.irdl.mlir`, which checks structure; analogc's own contexts run the
-verifiers, too.
+Written by `pytest tests/compiler/mlir --update-docs` from `compiler/mlir/dialect.py` and
+`kinds.py`; edit those. `compiler/mlir/analog.irdl.mlir` is the same in IRDL. With it
+`torch-mlir-opt --irdl-file=analog.irdl.mlir` reads what analogc writes and checks its structure;
+analogc itself runs the verifiers, too.
 """
 
 _NAMES: dict[Any, str] = {
@@ -28,6 +29,7 @@ _NAMES: dict[Any, str] = {
     ir.StringAttr: "string",
     ir.DictAttr: "dictionary",
     I64Array: "`array<i64: ...>`",
+    Bool: "bool",
 }
 
 
@@ -40,7 +42,7 @@ def page() -> str:
     parts.append("## Operations\n")
     parts.append(_text(dialect).split("\n\n", 1)[1])
     parts += [_operation(kind) for kind in Analog.operations]
-    parts.append("## Passes\n\nRun by `analogc opt --passes TEXT`, mixed with MLIR's own.\n")
+    parts.append("## Passes\n\nRun by `analogc opt --passes TEXT`, which takes MLIR's own, too.\n")
     parts += [_pass(name, kind) for name, kind in PASSES.items()]
     return "\n".join(parts)
 
@@ -83,6 +85,11 @@ def _kind(constraint: Any) -> str:
 
 
 def _pass(name: str, kind: Any) -> str:
-    module = inspect.getmodule(kind)
-    lines = [f"### `{name}`\n", _text(module)]
+    lines = [f"### `{name}`\n", _text(inspect.getmodule(kind))]
+    options = [
+        f"| `{f.name}` | {' or '.join(map(str, get_args(hint))) or 'text'} | `{f.default}` |"
+        for f, hint in ((f, get_type_hints(kind)[f.name]) for f in dataclasses.fields(kind))
+    ]
+    if options:
+        lines += ["| option | values | default |\n|---|---|---|", *options, ""]
     return "\n".join(lines)

@@ -24,6 +24,12 @@ class I64Array(ir.DenseI64ArrayAttr):
     attr_name = "builtin.dense_array"
 
 
+class Bool(ir.BoolAttr):
+    """Constraint ``true`` or ``false``."""
+
+    attr_name = "builtin.integer"
+
+
 class TileType(_Type, name="tile"):
     """What one tile, or part of a tile, holds: ``rows`` inputs times ``cols`` outputs (weights)."""
 

@@ -34,7 +34,7 @@ class MlirPass:
 
 
 def operations(module: Any, *kinds: Any) -> list[Any]:
-    """Operations of these classes, in the order of the text."""
+    """Operations of these classes, in the order of the text; they live as long as ``module``."""
     found: list[Any] = []
 
     def visit(op: Any) -> Any:

@@ -49,8 +49,9 @@ class Layer:
     @property
     def mapping(self) -> TileMapping:
         shape = tuple(self.weight.shape)
+        op = "linear" if self.is_linear else f"conv{len(shape) - 2}d"
         return TileMapping(
-            layer="block/fc", array="fc", op="linear" if self.is_linear else f"conv{len(shape) - 2}d",
+            layer="block/fc", array="fc", op=op,
             out_features=shape[0] // self.groups, in_features=self.spec.rows[-1],
             groups=self.groups, row_bounds=self.spec.rows, col_bounds=self.cols, first_tile=3,
             tile_rows=self.tile[0], tile_cols=self.tile[1], columns_per_weight=1,
