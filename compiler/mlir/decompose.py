@@ -7,8 +7,9 @@ Shapes, symbolic ones too, are the fake tensors' own, so nothing is captured ane
 
 from __future__ import annotations
 
+import contextlib
+import operator
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,9 +86,15 @@ def decompose(model: Inspected) -> Flat:
     runner = _Runner(fx.GraphModule(nn.Module(), graph))
     table = {**require("torch_mlir.extras.fx_decomp_util", "mlir").get_decomposition_table()}
     table.update({op: _normalised(op) for op in OPS})
-    symbols = enable_python_dispatcher() if mode.shape_env is not None else nullcontext()
+    table[torch.ops.aten.as_strided_.default] = _same_values
     try:
-        with kept_modes(), mode, preserve_node_meta(), symbols, torch.no_grad():
+        with contextlib.ExitStack() as stack:
+            for context in (kept_modes(), mode, preserve_node_meta(), torch.no_grad()):
+                stack.enter_context(context)
+            if mode.shape_env is not None:
+                stack.enter_context(enable_python_dispatcher())
+                # Symbols that passes made and bound; the trace wants those that it makes alone.
+                mode.shape_env.pending_fresh_unbacked_symbols.clear()
             # Mutations only: views of values that nobody writes are values.
             pure = torch.func.functionalize(runner.run, remove="mutations")
             module = make_fx(pure, decomposition_table=table)(*values)
@@ -245,6 +252,13 @@ def _normalised(op: Any) -> Callable[..., Any]:
         return (y + bias if after else y).to(x.dtype)
 
     return layer
+
+
+def _same_values(x: Tensor, size: Any, stride: Any, offset: Any = None) -> Any:
+    """Average pooling lays its result out anew; that is no other value."""
+    plain = offset is None and len(size) == x.dim() and all(map(operator.eq, size, x.shape))
+    steps = zip(x.shape, x.stride(), stride, strict=True) if plain else ()
+    return x if plain and all(n == 1 or a == b for n, a, b in steps) else NotImplemented
 
 
 def _finish(module: fx.GraphModule, model: Inspected) -> None:
