@@ -53,22 +53,29 @@ class ExpandAnalog(MlirPass):
     name: ClassVar[str] = "expand-analog"
 
     def __call__(self, module: Any) -> None:
-        """Expand all operations of ``module``; UnsupportedError names the first that it cannot."""
-        found = operations(module, *_EXPANSIONS)
-        for op in found:
-            _check(op)
-        programs = []
-        for op in found:
-            if isinstance(op, ProgramOp):
-                programs.append(op)
-                continue
-            with build.before(op):
-                value = _EXPANSIONS[type(op)](op)
-            replaced(op, value)
-        for op in programs:
-            if any(True for _ in op.tile.uses):
-                raise unsupported(op, "a tile that something else than analog operations uses")
-            op.operation.erase()
+        """Expand all operations of ``module``."""
+        expand_analog(module)
+
+
+def expand_analog(module: Any) -> None:
+    """Expand all analog operations of ``module``, in place.
+
+    Raises:
+        UnsupportedError: one has no expansion; the module is as it was.
+    """
+    found = operations(module, *_EXPANSIONS)
+    for op in found:
+        _check(op)
+    programs = []
+    for op in found:
+        if isinstance(op, ProgramOp):
+            programs.append(op)
+            continue
+        with build.before(op):
+            value = _EXPANSIONS[type(op)](op)
+        replaced(op, value)
+    for op in programs:
+        op.operation.erase()
 
 
 # -- what cannot be expanded ----------------------------------------------------------------------
@@ -88,8 +95,12 @@ def _check(op: Any) -> None:
         _check_device(op, spec_of(op).device)
     if isinstance(op, ProgramOp) and not to_json(op.written):
         _check_device(op, device_from_dict(device_values(op.device)))
-    if isinstance(op, MvmOp | ConvMvmOp) and not _is_programmed(op):
+    if isinstance(op, MvmOp | ConvMvmOp) and not isinstance(_maker(op.tile), ProgramOp):
         raise unsupported(op, "a tile that is not programmed in the same function")
+    if isinstance(op, ProgramOp):
+        for use in op.tile.uses:
+            if not isinstance(use.owner.opview, MvmOp | ConvMvmOp):
+                raise unsupported(op, "a tile that is given away")
 
 
 def _check_known(op: Any, what: str, values: dict[str, Any], usual: dict[str, Any]) -> None:
@@ -101,10 +112,6 @@ def _check_known(op: Any, what: str, values: dict[str, Any], usual: dict[str, An
 def _check_device(op: Any, device: Device) -> None:
     if not device.is_ideal:
         raise unsupported(op, f"writing a weight into {device.kind} devices")
-
-
-def _is_programmed(op: Any) -> bool:
-    return isinstance(_maker(op.tile), ProgramOp)
 
 
 def _maker(value: Value) -> Any:

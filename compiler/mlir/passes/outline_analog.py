@@ -40,69 +40,80 @@ class OutlineAnalog(MlirPass):
     operands: Literal["all", "input"] = "all"
     """What is passed."""
     prefix: str = "analog."
-    """Of the functions' names; before a dot: the module that IREE looks in."""
+    """Of the functions' names; for IREE what comes before the dot is the module it looks in."""
     name: ClassVar[str] = "outline-analog-to-calls"
 
     def __call__(self, module: Any) -> None:
         """Outline all layers of ``module``."""
-        symbols = ir.SymbolTable(module.operation)
-        declared: dict[tuple[str, ...], str] = {}
-        for op in operations(module, LinearOp, ConvOp):
-            count = 1 if self.operands == "input" else None
-            inputs = list(op.operation.operands)[:count]
-            with build.before(op):
-                call = _buffers if self.abi == "buffer" else _tensors
-                value = call(self, module, symbols, declared, op, inputs)
-            replaced(op, value)
+        outline_analog(module, self)
 
-    def declare(
-        self, module: Any, symbols: Any, declared: dict[tuple[str, ...], str], op: Any, kind: Any
-    ) -> str:
-        """Name of the declaration for this layer and function type."""
+
+def outline_analog(module: Any, options: OutlineAnalog | None = None) -> dict[str, str]:
+    """Outline all layers of ``module``, in place; names of the layers by function."""
+    outliner = _Outliner(module, options or OutlineAnalog())
+    for op in operations(module, LinearOp, ConvOp):
+        with build.before(op):
+            value = outliner.call(op)
+        replaced(op, value)
+    return outliner.layers
+
+
+class _Outliner:
+    """Calls of one module, and what they call."""
+
+    def __init__(self, module: Any, options: OutlineAnalog) -> None:
+        self.module = module
+        self.options = options
+        self.symbols = ir.SymbolTable(module.operation)
+        self.declared: dict[tuple[str, ...], str] = {}
+        self.layers: dict[str, str] = {}
+
+    def call(self, op: Any) -> Value:
+        """Result of a call in the place of ``op``."""
+        inputs = list(op.operation.operands)
+        if self.options.operands == "input":
+            inputs = inputs[:1]
+        if self.options.abi == "buffer":
+            return self._on_buffers(op, inputs)
+        kind = ir.FunctionType.get([value.type for value in inputs], [op.y.type])
+        return func.CallOp([op.y.type], self._declaration(op, kind), inputs).result
+
+    def _on_buffers(self, op: Any, inputs: list[Value]) -> Value:
+        kinds = [_buffer(value.type) for value in (*inputs, op.y)]
+        dynamic = [n for d, n in enumerate(_result_sizes(op)) if op.y.type.is_dynamic_dim(d)]
+        held = [
+            bufferization.ToBufferOp(kind, value, read_only=True).result
+            for kind, value in zip(kinds[:-1], inputs, strict=True)
+        ]
+        out = memref.AllocOp(kinds[-1], dynamic, []).result
+        func.CallOp([], self._declaration(op, ir.FunctionType.get(kinds, [])), [*held, out])
+        return bufferization.ToTensorOp(op.y.type, out, restrict=True, writable=True).result
+
+    def _declaration(self, op: Any, kind: Any) -> Any:
+        """Reference to the function of this layer and type, declared where it is not yet."""
         key = (op.operation.name, str(op.operation.attributes), str(kind))
-        if key in declared:
-            return declared[key]
+        if key not in self.declared:
+            self.declared[key] = self._declare(op, kind)
+        return ir.FlatSymbolRefAttr.get(self.declared[key])
+
+    def _declare(self, op: Any, kind: Any) -> str:
         layer = to_json(op.mapping.layer)
-        name = self.prefix + re.sub(r"[^\w.$]", "_", layer)
-        found, number = name, 1
-        while found in symbols:
+        name = found = self.options.prefix + re.sub(r"[^\w.$]", "_", layer)
+        number = 1
+        while found in self.symbols:
             number += 1
             found = f"{name}_{number}"
-        with ir.InsertionPoint.at_block_begin(module.body):
+        with ir.InsertionPoint.at_block_begin(self.module.body):
             function = func.FuncOp(found, kind, visibility="private")
-        held = {item.name: item.attr for item in op.operation.attributes}
-        function.attributes[LAYER] = op.mapping.layer.maybe_downcast()
+        held = {item: op.operation.attributes[item] for item in op.operation.attributes}
+        function.attributes[LAYER] = ir.StringAttr.get(layer)
         function.attributes[OPERATION] = ir.StringAttr.get(op.OPERATION_NAME)
         function.attributes[ATTRIBUTES] = ir.DictAttr.get(held)
-        if self.abi == "buffer":
+        if self.options.abi == "buffer":
             function.attributes["llvm.emit_c_interface"] = ir.UnitAttr.get()
-        symbols.insert(function)
-        declared[key] = found
+        self.symbols.insert(function)
+        self.layers[found] = layer
         return found
-
-
-def _tensors(
-    step: OutlineAnalog, module: Any, symbols: Any, declared: Any, op: Any, inputs: Any
-) -> Value:
-    kind = ir.FunctionType.get([value.type for value in inputs], [op.y.type])
-    name = step.declare(module, symbols, declared, op, kind)
-    return func.CallOp([op.y.type], ir.FlatSymbolRefAttr.get(name), inputs).result
-
-
-def _buffers(
-    step: OutlineAnalog, module: Any, symbols: Any, declared: Any, op: Any, inputs: Any
-) -> Value:
-    kinds = [_buffer(value.type) for value in (*inputs, op.y)]
-    name = step.declare(module, symbols, declared, op, ir.FunctionType.get(kinds, []))
-    kind = op.y.type
-    dynamic = [n for d, n in enumerate(_result_sizes(op)) if kind.is_dynamic_dim(d)]
-    held = [
-        bufferization.ToBufferOp(kind, value, read_only=True).result
-        for kind, value in zip(kinds[:-1], inputs, strict=True)
-    ]
-    out = memref.AllocOp(kinds[-1], dynamic, []).result
-    func.CallOp([], ir.FlatSymbolRefAttr.get(name), [*held, out])
-    return bufferization.ToTensorOp(op.y.type, out, restrict=True, writable=True).result
 
 
 def _result_sizes(op: Any) -> list[Any]:

@@ -49,11 +49,16 @@ class SplitToTiles(MlirPass):
 
     def __call__(self, module: Any) -> None:
         """Split all layers of ``module``."""
-        for op in operations(module, LinearOp, ConvOp):
-            with build.before(op):
-                value = _linear(op) if isinstance(op, LinearOp) else _conv(op)
-                value = arithmetic.cast(value, build.element(op.x))
-            replaced(op, value)
+        split_to_tiles(module)
+
+
+def split_to_tiles(module: Any) -> None:
+    """Split all layers of ``module``, in place."""
+    for op in operations(module, LinearOp, ConvOp):
+        with build.before(op):
+            value = _linear(op) if isinstance(op, LinearOp) else _conv(op)
+            value = arithmetic.cast(value, build.element(op.x))
+        replaced(op, value)
 
 
 Multiply = Callable[[Value, Value], Value]
