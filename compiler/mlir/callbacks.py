@@ -16,15 +16,13 @@ from torch_mlir import ir
 
 from ...passes.verify import OPS
 from ...runtime.errors import UnsupportedError
-from ...runtime.mapping import TileMapping
 from ...runtime.regions import join, plain_precision
 from ...runtime.spec import parse
 from ..inspected import Inspected
 from . import memref
-from .attributes import to_json
 from .module import MlirModule
 from .native import NativeCode, copied
-from .passes.outline_analog import ATTRIBUTES, LAYER, OutlineAnalog
+from .passes.outline_analog import ATTRIBUTES, OutlineAnalog, outline_analog
 
 _BIAS = 3
 """Position of the bias among a layer's operands."""
@@ -42,16 +40,14 @@ class CallbackCode:
         self._model = mlir._model
         self._failure: BaseException | None = None
         _refuse_noisy_branches(self._model)
-        nodes = {mapping.layer: (node, mapping) for node, mapping in self._model._analog_nodes()}
+        nodes = {mapping.layer: node for node, mapping in self._model._analog_nodes()}
         callbacks: dict[str, Any] = {}
         own = copied(mlir.module)
         with own.context, ir.Location.unknown():
-            OutlineAnalog(abi="buffer", operands="input")(own)
-            for function in own.body.operations:
-                if LAYER in function.attributes:
-                    layer = to_json(function.attributes[LAYER])
-                    name = ir.StringAttr(function.attributes["sym_name"]).value
-                    callbacks[name] = self._callback(function, *nodes[layer])
+            layers = outline_analog(own, OutlineAnalog(abi="buffer", operands="input"))
+            symbols = ir.SymbolTable(own.operation)
+            for name, layer in layers.items():
+                callbacks[name] = self._callback(symbols[name], nodes[layer])
         self._code = NativeCode(own, callbacks)
 
     def __call__(self, inputs: Sequence[Tensor | int]) -> list[Tensor]:
@@ -63,7 +59,7 @@ class CallbackCode:
             raise self._failure
         return results
 
-    def _callback(self, function: Any, node: fx.Node, mapping: TileMapping) -> Any:
+    def _callback(self, function: Any, node: fx.Node) -> Any:
         """C function that runs a layer: descriptors of its input and of its result."""
         given, out = (ir.MemRefType(kind) for kind in function.type.inputs)
         kinds = [(memref.descriptor(kind.rank), memref.dtype_of(kind)) for kind in (given, out)]

@@ -214,6 +214,8 @@ class _Runner(fx.Interpreter):
         return super().run_node(n)
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target in OPS and parse(args[-2]).is_ideal:
+            return _ideal(target, args)
         if target is not join:
             return super().call_function(target, args, kwargs)
         # Both branches were run; values have no branches.
@@ -224,6 +226,22 @@ class _Runner(fx.Interpreter):
             torch.where(condition, a, b) if isinstance(a, Tensor) else a
             for a, b in zip(yes, no, strict=True)
         )
+
+
+def _ideal(op: Any, args: tuple[Any, ...]) -> Any:
+    """An ideal layer as one operator: by itself it turns into the digital one."""
+    device = args[0].device.type
+    if torch.is_autocast_enabled(device):
+        # As the digital operator does.
+        dtype = torch.get_autocast_dtype(device)
+        args = (*(_cast(arg, dtype) for arg in args[:3]), *args[3:])
+    with torch.autocast(device, enabled=False), torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    plain = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(dtype) if plain and value.dtype is not torch.float64 else value
 
 
 def _normalised(op: Any) -> Callable[..., Any]:

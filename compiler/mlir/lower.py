@@ -23,7 +23,7 @@ def to_linalg(module: Any) -> None:
     Raises:
         UnsupportedError: a layer does what linalg cannot, output noise for example.
     """
-    from .passes.expand_analog import ExpandAnalog
+    from .passes.expand_analog import expand_analog
 
-    ExpandAnalog()(module)
+    expand_analog(module)
     run(module, VERIFY_LINALG, "the check of the linalg contract")

@@ -19,7 +19,7 @@ from torch_mlir.execution_engine import ExecutionEngine
 from . import memref
 from .pipelines import TO_LLVM, run
 
-OPTIMISATION = 2
+OPTIMISATION = 0
 
 
 class NativeCode:
