@@ -7,8 +7,9 @@ Shapes, symbolic ones too, are the fake tensors' own, so nothing is captured ane
 
 from __future__ import annotations
 
+import contextlib
+import operator
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,9 +86,15 @@ def decompose(model: Inspected) -> Flat:
     runner = _Runner(fx.GraphModule(nn.Module(), graph))
     table = {**require("torch_mlir.extras.fx_decomp_util", "mlir").get_decomposition_table()}
     table.update({op: _normalised(op) for op in OPS})
-    symbols = enable_python_dispatcher() if mode.shape_env is not None else nullcontext()
+    table[torch.ops.aten.as_strided_.default] = _same_values
     try:
-        with kept_modes(), mode, preserve_node_meta(), symbols, torch.no_grad():
+        with contextlib.ExitStack() as stack:
+            for context in (kept_modes(), mode, preserve_node_meta(), torch.no_grad()):
+                stack.enter_context(context)
+            if mode.shape_env is not None:
+                stack.enter_context(enable_python_dispatcher())
+                # Symbols that passes made and bound; the trace wants those that it makes alone.
+                mode.shape_env.pending_fresh_unbacked_symbols.clear()
             # Mutations only: views of values that nobody writes are values.
             pure = torch.func.functionalize(runner.run, remove="mutations")
             module = make_fx(pure, decomposition_table=table)(*values)
@@ -207,6 +214,8 @@ class _Runner(fx.Interpreter):
         return super().run_node(n)
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target in OPS and parse(args[-2]).is_ideal:
+            return _ideal(target, args)
         if target is not join:
             return super().call_function(target, args, kwargs)
         # Both branches were run; values have no branches.
@@ -217,6 +226,22 @@ class _Runner(fx.Interpreter):
             torch.where(condition, a, b) if isinstance(a, Tensor) else a
             for a, b in zip(yes, no, strict=True)
         )
+
+
+def _ideal(op: Any, args: tuple[Any, ...]) -> Any:
+    """An ideal layer as one operator: by itself it turns into the digital one."""
+    device = args[0].device.type
+    if torch.is_autocast_enabled(device):
+        # As the digital operator does.
+        dtype = torch.get_autocast_dtype(device)
+        args = (*(_cast(arg, dtype) for arg in args[:3]), *args[3:])
+    with torch.autocast(device, enabled=False), torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    plain = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(dtype) if plain and value.dtype is not torch.float64 else value
 
 
 def _normalised(op: Any) -> Callable[..., Any]:
@@ -245,6 +270,13 @@ def _normalised(op: Any) -> Callable[..., Any]:
         return (y + bias if after else y).to(x.dtype)
 
     return layer
+
+
+def _same_values(x: Tensor, size: Any, stride: Any, offset: Any = None) -> Any:
+    """Average pooling lays its result out anew; that is no other value."""
+    plain = offset is None and len(size) == x.dim() and all(map(operator.eq, size, x.shape))
+    steps = zip(x.shape, x.stride(), stride, strict=True) if plain else ()
+    return x if plain and all(n == 1 or a == b for n, a, b in steps) else NotImplemented
 
 
 def _finish(module: fx.GraphModule, model: Inspected) -> None:

@@ -19,7 +19,7 @@ from torch_mlir.execution_engine import ExecutionEngine
 from . import memref
 from .pipelines import TO_LLVM, run
 
-OPTIMISATION = 2
+OPTIMISATION = 0
 
 
 class NativeCode:
@@ -34,7 +34,7 @@ class NativeCode:
         """
         self._callbacks = callbacks or {}
         with module.context, ir.Location.unknown():
-            own = ir.Module.parse(_bytecode(module))
+            own = copied(module)
             for operation in own.body.operations:
                 if operation.operation.name == "func.func":
                     _declare(operation)
@@ -68,10 +68,12 @@ class NativeCode:
         ]
 
 
-def _bytecode(module: Any) -> bytes:
+def copied(module: Any) -> Any:
+    """A copy of ``module`` in its own context."""
     stream = io.BytesIO()
     module.operation.write_bytecode(stream)
-    return stream.getvalue()
+    with module.context:
+        return ir.Module.parse(stream.getvalue())
 
 
 def _name(operation: Any) -> str:

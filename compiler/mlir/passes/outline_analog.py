@@ -91,7 +91,7 @@ class _Outliner:
 
     def _declaration(self, op: Any, kind: Any) -> Any:
         """Reference to the function of this layer and type, declared where it is not yet."""
-        key = (op.operation.name, str(op.operation.attributes), str(kind))
+        key = (op.operation.name, str(_attributes(op)), str(kind))
         if key not in self.declared:
             self.declared[key] = self._declare(op, kind)
         return ir.FlatSymbolRefAttr.get(self.declared[key])
@@ -105,15 +105,19 @@ class _Outliner:
             found = f"{name}_{number}"
         with ir.InsertionPoint.at_block_begin(self.module.body):
             function = func.FuncOp(found, kind, visibility="private")
-        held = {item: op.operation.attributes[item] for item in op.operation.attributes}
         function.attributes[LAYER] = ir.StringAttr.get(layer)
         function.attributes[OPERATION] = ir.StringAttr.get(op.OPERATION_NAME)
-        function.attributes[ATTRIBUTES] = ir.DictAttr.get(held)
+        function.attributes[ATTRIBUTES] = _attributes(op)
         if self.options.abi == "buffer":
             function.attributes["llvm.emit_c_interface"] = ir.UnitAttr.get()
         self.symbols.insert(function)
         self.layers[found] = layer
         return found
+
+
+def _attributes(op: Any) -> Any:
+    """All attributes of an operation, as one; those of the bindings have no text of their own."""
+    return ir.DictAttr.get({name: op.operation.attributes[name] for name in op.operation.attributes})
 
 
 def _result_sizes(op: Any) -> list[Any]:
