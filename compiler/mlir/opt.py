@@ -94,7 +94,8 @@ def run(module: Any, passes: str | Sequence[MlirPass | Native], after: After | N
             start = time.perf_counter()
             try:
                 action(module)
-                module.operation.verify()
+                if isinstance(step, MlirPass):
+                    module.operation.verify()
             except ir.MLIRError as err:
                 raise VerifyError(f"pass {_name(step)} failed\n{diagnostics(err)}") from None
             if after is not None:

@@ -63,7 +63,9 @@ def _check_kind(field: Any, found: Any) -> None:
     kinds = get_args(field.constraint) or (field.constraint,)
     # Constraints of our own stand for the class that they derive from.
     known = tuple(kind.__base__ if kind in (Bool, I64Array) else kind for kind in kinds)
-    require(isinstance(found, known), f"has {field.name} of a wrong kind: {found}")
+    # Texts of types take longer than all checks.
+    if not isinstance(found, known):
+        raise Broken(f"has {field.name} of a wrong kind: {found}")
 
 
 def _check_segments(op: Any) -> None:
@@ -112,12 +114,14 @@ def _floats(**values: Any) -> None:
     for name, value in values.items():
         if value is not None:
             kind = value.type.element_type
-            require(isinstance(kind, ir.FloatType), f"expects {name} of floats, got {kind}")
+            if not isinstance(kind, ir.FloatType):
+                raise Broken(f"expects {name} of floats, got {kind}")
 
 
 def _same_element(a: Any, b: Any, what: str) -> None:
     first, second = a.type.element_type, b.type.element_type
-    require(first == second, f"expects {what} of one element type, got {first} and {second}")
+    if first != second:
+        raise Broken(f"expects {what} of one element type, got {first} and {second}")
 
 
 def window(size: int | None, taps: int, stride: int, padding: int, dilation: int) -> int | None:
