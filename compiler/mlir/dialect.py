@@ -1,12 +1,12 @@
-"""The ``analog`` dialect's operations. Docstrings and comments are what docs/dialect.md prints.
+"""Operations of the ``analog`` dialect. Docstrings are what docs/dialect.md prints.
 
 Layers (`linear`, `conv`) are opaque: one operation, settings and mapping as attributes. Tiles and
 converters (`scale`, `program`, `peak`, `dac`, `mvm`, `conv_mvm`, `adc`, `accumulate`) are what
 `split-to-tiles` takes them apart into. The arithmetic is that of docs/design.md, section 3, and of
 ``runtime/reference.py``. All operations are pure.
-
-No ``from __future__ import annotations`` here: the bindings read the annotations as objects.
 """
+
+# No `from __future__ import annotations`: the bindings read the annotations as objects.
 
 from collections.abc import Sequence
 from typing import Any, Optional
@@ -17,6 +17,7 @@ from torch_mlir.dialects.ext import Operand, Pure, Result
 from . import verify
 from .kinds import (
     Analog,
+    Bool,
     ConverterAttr,
     DeviceAttr,
     I64Array,
@@ -136,7 +137,7 @@ class ProgramOp(_Operation, name="program", traits=[Pure]):
     size: I64Array
     columns_per_weight: ir.IntegerAttr
     device: DeviceAttr
-    written: ir.IntegerAttr
+    written: Bool
     tile: Result[TileType]
 
     verify_invariants = verify.program
@@ -243,4 +244,4 @@ def irdl_text() -> str:
     """The definitions as IRDL, for ``torch-mlir-opt --irdl-file``: structure without verifiers."""
     with ir.Context() as context, ir.Location.unknown():
         load(context)
-        return f"{Analog._mlir_module}\n"
+        return f"{Analog._mlir_module}".rstrip() + "\n"

@@ -1,4 +1,4 @@
-"""The ``analog`` dialect's types and attributes. Field comments are what docs/dialect.md prints.
+"""Types and attributes of the ``analog`` dialect. Docstrings are what docs/dialect.md prints.
 
 No ``from __future__ import annotations`` here: the bindings read the annotations as objects.
 """
@@ -22,6 +22,12 @@ class I64Array(ir.DenseI64ArrayAttr):
     """Constraint ``array<i64: ...>``, which the bindings have no name for."""
 
     attr_name = "builtin.dense_array"
+
+
+class Bool(ir.BoolAttr):
+    """Constraint ``true`` or ``false``."""
+
+    attr_name = "builtin.integer"
 
 
 class TileType(_Type, name="tile"):

@@ -6,18 +6,20 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch_mlir import ir
 from torch_mlir.passmanager import PassManager
 
 from ...passes.pipeline import build as build_pass
-from ...runtime.errors import AnalogcError, InputError, VerifyError
+from ...runtime.errors import InputError, VerifyError
 from .context import new_context
-from .passes.base import MlirPass
+from .passes.base import MlirPass, location
 from .passes.expand_analog import ExpandAnalog
 from .passes.outline_analog import OutlineAnalog
 from .passes.split_to_tiles import SplitToTiles
@@ -27,6 +29,8 @@ PASSES: dict[str, type[MlirPass]] = {
 }
 
 After = Callable[[str, Any, float], None]
+MAGIC = b"ML\xefR"
+"""What bytecode begins with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,7 @@ def run(module: Any, passes: str | Sequence[MlirPass | Native], after: After | N
                 action(module)
                 module.operation.verify()
             except ir.MLIRError as err:
-                raise VerifyError(f"pass {_name(step)} failed: {diagnostics(err)}") from None
+                raise VerifyError(f"pass {_name(step)} failed\n{diagnostics(err)}") from None
             if after is not None:
                 after(_name(step), module, time.perf_counter() - start)
 
@@ -112,8 +116,8 @@ def _prepared(step: MlirPass | Native) -> Callable[[Any], None]:
         manager = PassManager.parse(f"builtin.module({step.text})")
     except ValueError as err:
         raise InputError(
-            f"no pass {step.text!r}: {_line(str(err))}",
-            fix=f"one of analogc's ({', '.join(PASSES)}), or one that torch-mlir-opt --help lists",
+            f"no pipeline step {step.text!r}: {_line(str(err))}",
+            fix=f"a pass of analogc ({', '.join(PASSES)}) or one that torch-mlir-opt --help lists",
         ) from None
     return lambda module: manager.run(module.operation)
 
@@ -123,36 +127,61 @@ def _line(text: str) -> str:
 
 
 def diagnostics(err: Any) -> str:
-    """Messages of an MLIRError with their locations, one a line."""
-    found = list(getattr(err, "error_diagnostics", ()))
-    if not found:
-        return _line(str(err))
-    lines = []
-    for each in found:
-        where = str(each.location).removeprefix("loc(").removesuffix(")").replace('"', "")
-        lines.append(f"{where}: {each.message}")
-    return "\n".join(lines)
+    """Messages of an MLIRError, each with its location."""
+    found = [each for each in getattr(err, "error_diagnostics", ()) if each.message]
+    return "\n".join(f"{location(each)}: {each.message}" for each in found) or _line(str(err))
 
 
-def read(data: bytes, name: str, context: Any = None) -> Any:
-    """Module of its text or bytecode.
+def read(source: str | bytes, context: Any = None) -> Any:
+    """Module of a file, or of the content of one: text or bytecode.
 
     Args:
-        data: content of a file.
-        name: of the file, for messages.
+        source: path, or content.
         context: where to make it; default: a new one.
 
     Raises:
         InputError: it is neither, or breaks the rules of an operation; with line and column.
+        FileNotFoundError: no such file.
     """
+    name = source if isinstance(source, str) else "standard input"
     with context or new_context(), ir.Location.unknown():
         try:
-            return ir.Module.parse(data if data[:4] == b"ML\xefR" else data.decode())
+            if isinstance(source, bytes):
+                return ir.Module.parse(source if source[:4] == MAGIC else source.decode())
+            with open(source, "rb"):
+                return ir.Module.parseFile(source)
         except UnicodeDecodeError:
             raise InputError(f"{name} is neither MLIR text nor bytecode") from None
         except ir.MLIRError as err:
-            text = diagnostics(err).replace("-:", f"{name}:")
-            raise InputError(f"{name} is not a valid module: {text}") from None
+            raise InputError(f"{name} is not a valid module\n{diagnostics(err)}") from None
 
 
-__all__ = ["PASSES", "AnalogcError", "Native", "diagnostics", "parse", "read", "run"]
+def command(args: Any) -> None:
+    """``analogc opt``: what ``cli`` parsed to the module that it asks for."""
+    source = sys.stdin.buffer.read() if args.file == "-" else args.file
+    module = read(source)
+    times: list[tuple[str, float]] = []
+
+    def after(step: str, module: Any, seconds: float) -> None:
+        times.append((step, seconds))
+        if args.print_between:
+            print(f"// ----- {step} -----\n{module}", file=sys.stderr)
+
+    run(module, args.passes, after)
+    if args.timing:
+        width = max(len(step) for step, _ in times)
+        for step, seconds in [*times, ("total", sum(seconds for _, seconds in times))]:
+            print(f"{step:{width}}  {1000 * seconds:9.2f} ms", file=sys.stderr)
+    _write(module, args.output, args.locations)
+
+
+def _write(module: Any, output: str | None, locations: bool) -> None:
+    if output is not None and output.endswith(".mlirbc"):
+        with open(output, "wb") as file:
+            module.operation.write_bytecode(file)
+        return
+    text = module.operation.get_asm(enable_debug_info=locations)
+    if output is None:
+        print(text)
+    else:
+        Path(output).write_text(f"{text}\n", encoding="utf-8")

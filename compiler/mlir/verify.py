@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from torch_mlir import ir
+from torch_mlir.dialects import ext
 
 from ...runtime.errors import AnalogcError
 from .attributes import device_values, mapping_of, spec_of, to_json
-from .kinds import IdealAttr, TileType
+from .kinds import Bool, I64Array, IdealAttr
 
 
 class Broken(Exception):
@@ -22,10 +23,10 @@ def checked(rules: Callable[[Any], None]) -> Any:
 
     def verify(op: Any) -> bool:
         try:
+            _structure(op)
             rules(op)
-        except (Broken, AnalogcError, ValueError, TypeError, KeyError) as err:
-            missing = f"no setting {err}" if isinstance(err, KeyError) else None
-            message = missing or getattr(err, "message", None) or str(err)
+        except (Broken, AnalogcError, ValueError, TypeError) as err:
+            message = getattr(err, "message", None) or str(err)
             op.location.emit_error(f"'{op.OPERATION_NAME}' op {message}")
             return False
         return True
@@ -37,6 +38,45 @@ def require(condition: bool, message: str) -> None:
     """Broken with ``message`` unless ``condition``."""
     if not condition:
         raise Broken(message)
+
+
+def _structure(op: Any) -> None:
+    """What IRDL checks, too, but only after the rules: what is there, and of which kind."""
+    fields = {kind: [f for f in op._fields if isinstance(f, kind)] for kind in _FIELDS}
+    for field in fields[ext.AttributeDef]:
+        require(field.name in op.attributes, f"requires attribute '{field.name}'")
+        _check_kind(field, op.attributes[field.name])
+    if op._ODS_OPERAND_SEGMENTS:
+        _check_segments(op)
+    for field in [*fields[ext.OperandDef], *fields[ext.ResultDef]]:
+        found = getattr(op, field.name)
+        single = field.variadicity.name != "variadic"
+        for value in [found] if single else found:
+            if value is not None:
+                _check_kind(field, value.type)
+
+
+_FIELDS = (ext.AttributeDef, ext.OperandDef, ext.ResultDef)
+
+
+def _check_kind(field: Any, found: Any) -> None:
+    kinds = get_args(field.constraint) or (field.constraint,)
+    # Constraints of our own stand for the class that they derive from.
+    known = tuple(kind.__base__ if kind in (Bool, I64Array) else kind for kind in kinds)
+    require(isinstance(found, known), f"has {field.name} of a wrong kind: {found}")
+
+
+def _check_segments(op: Any) -> None:
+    sizes = op.attributes["operandSegmentSizes"] if "operandSegmentSizes" in op.attributes else ()
+    most = {-1: math.inf, 0: 1, 1: 1}
+    limits = op._ODS_OPERAND_SEGMENTS
+    good = (
+        isinstance(sizes, ir.DenseI32ArrayAttr)
+        and len(sizes) == len(limits)
+        and sum(sizes) == len(op.operands)
+        and all((kind == 1) <= n <= most[kind] for n, kind in zip(sizes, limits, strict=True))
+    )
+    require(good, f"has {len(op.operands)} operands and operandSegmentSizes {sizes or 'missing'}")
 
 
 # -- shapes ---------------------------------------------------------------------------------------
@@ -71,10 +111,8 @@ def _shape(what: str, value: Any, *wanted: Sequence[int | None]) -> None:
 def _floats(**values: Any) -> None:
     for name, value in values.items():
         if value is not None:
-            kind = value.type
-            require(isinstance(kind, ir.RankedTensorType), f"expects {name} to be a ranked tensor")
-            is_float = isinstance(kind.element_type, ir.FloatType)
-            require(is_float, f"expects {name} of floats, got {kind.element_type}")
+            kind = value.type.element_type
+            require(isinstance(kind, ir.FloatType), f"expects {name} of floats, got {kind}")
 
 
 def _same_element(a: Any, b: Any, what: str) -> None:
@@ -206,7 +244,6 @@ def static_sizes(shape: Sequence[int | None]) -> list[int]:
 
 def tile_size(kind: Any) -> tuple[int, int]:
     """Rows and columns of a ``!analog.tile``."""
-    require(isinstance(kind, TileType), f"expects a !analog.tile, got {kind}")
     return to_json(kind.rows), to_json(kind.cols)
 
 
@@ -313,9 +350,9 @@ def _axis(op: Any, value: Any) -> int | None:
 
 @checked
 def adc(op: Any) -> None:
-    """``sums``, ``range`` a scalar or ``[N]`` along ``axis``, ``values`` like sums."""
+    """``sums``, ``range`` a scalar or ``[N]`` along ``axis``, ``levels`` like sums."""
     _bits(op)
-    _floats(sums=op.sums, range=op.range, values=op.levels)
+    _floats(sums=op.sums, range=op.range, levels=op.levels)
     _shape("range", op.range, [], [_axis(op, op.sums)])
     _shape("levels", op.levels, shape_of(op.sums))
     _same_element(op.sums, op.range, "sums and range")

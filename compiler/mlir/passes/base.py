@@ -34,7 +34,7 @@ class MlirPass:
 
 
 def operations(module: Any, *kinds: Any) -> list[Any]:
-    """Operations of these classes, in the order of the text."""
+    """Operations of these classes, in the order of the text; they live as long as ``module``."""
     found: list[Any] = []
 
     def visit(op: Any) -> Any:
@@ -49,9 +49,15 @@ def operations(module: Any, *kinds: Any) -> list[Any]:
 
 def place(op: Any) -> str:
     """Where an operation is, for messages: its layer and its location."""
-    location = str(op.location).removeprefix("loc(").removesuffix(")").replace('"', "")
     mapping = getattr(op, "mapping", None)
-    return location if mapping is None else f"layer {to_json(mapping.layer)}, {location}"
+    found = location(op)
+    return found if mapping is None else f"layer {to_json(mapping.layer)}, {found}"
+
+
+def location(item: Any) -> str:
+    """Where an operation or a diagnostic is, as text: ``file:line:column``."""
+    text = str(item.location).removeprefix("loc(").removesuffix(")")
+    return text.replace('"', "")
 
 
 def unsupported(op: Any, what: str) -> UnsupportedError:
