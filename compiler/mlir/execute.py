@@ -104,7 +104,10 @@ def run_mlir(model: Inspected, engine: Engine, args: tuple[Any, ...], kwargs: An
     executable = known.get(engine)
     if executable is None or not executable.is_current:
         level = LEVEL_OF.get(engine, "linalg")
-        executable = known[engine] = model.to_mlir(level).compile(engine)
+        # The tiles' content: a weight that is programmed anew by simpler arithmetic may be a step
+        # off somewhere.
+        mlir = model.to_mlir(level, programmed=level == "linalg")
+        executable = known[engine] = mlir.compile(engine)
     return executable(*args, **kwargs)
 
 

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch_mlir import ir
 from torch_mlir.execution_engine import ExecutionEngine
 
+from ...runtime.errors import InputError
 from . import memref
-from .pipelines import TO_LLVM, run
+from .checks import FAILED, guard
+from .pipelines import TO_BRANCHES, TO_LLVM, run
 
 OPTIMISATION = 0
 
@@ -32,7 +34,7 @@ class NativeCode:
             module: linalg on tensors; external functions among it are callbacks.
             callbacks: ctypes functions by the name of the external function.
         """
-        self._callbacks = callbacks or {}
+        self._callbacks = dict(callbacks or {})
         with module.context, ir.Location.unknown():
             own = copied(module)
             for operation in own.body.operations:
@@ -42,13 +44,21 @@ class NativeCode:
             kinds = main.type.results
             self._dtypes = [memref.dtype_of(kind) for kind in kinds]
             self._results = _results_of([memref.descriptor(kind.rank) for kind in kinds])
+            run(own, TO_BRANCHES, "the lowering to loops")
+            self._checks = guard(own)
             run(own, TO_LLVM, "the lowering to LLVM")
             self._engine = ExecutionEngine(own, opt_level=OPTIMISATION)
+        self._failed: list[int] = []
+        self._callbacks[FAILED] = ctypes.CFUNCTYPE(None, ctypes.c_int64)(self._failed.append)
         for name, function in self._callbacks.items():
             self._engine.register_runtime(name, function)
 
     def __call__(self, inputs: Sequence[Tensor | int]) -> list[Tensor]:
-        """Results of ``main``, in new memory, for CPU tensors and whole numbers."""
+        """Results of ``main``, in new memory, for tensors and whole numbers.
+
+        Raises:
+            InputError: a value that the module checks is wrong, an index beyond a table for example.
+        """
         kept: list[Any] = []
         packed: list[Any] = []
         results = self._results()
@@ -61,11 +71,15 @@ class NativeCode:
                 packed.append(ctypes.pointer(ctypes.pointer(memref.of_tensor(value))))
             else:
                 packed.append(ctypes.pointer(ctypes.c_int64(value)))
+        self._failed.clear()
         self._engine.invoke("main", *packed)
-        return [
+        found = [
             memref.taken(getattr(results, f"result{i}"), dtype)
             for i, dtype in enumerate(self._dtypes)
         ]
+        if self._failed:
+            raise InputError(f"a check of the module failed: {self._checks[self._failed[0]]}")
+        return found
 
 
 def copied(module: Any) -> Any:

@@ -40,7 +40,7 @@ refuse analog operations."""
 VERIFY_LINALG = ("torch-verify-linalg-on-tensors-backend-contract",)
 """That last pass."""
 
-TO_LLVM = (
+TO_BRANCHES = (
     "func.func(linalg-generalize-named-ops)",
     "func.func(linalg-fuse-elementwise-ops)",
     "convert-shape-to-std",
@@ -56,6 +56,10 @@ TO_LLVM = (
     "func.func(convert-linalg-to-loops)",
     "func.func(lower-affine)",
     "convert-scf-to-cf",
+)
+"""Linalg on tensors to loops over memory, as branches; the function frees what it allocates."""
+
+TO_LLVM = (
     "func.func(refback-expand-ops-for-llvm)",
     "func.func(arith-expand)",
     "func.func(convert-math-to-llvm)",
@@ -71,7 +75,7 @@ TO_LLVM = (
     "convert-complex-to-llvm",
     "reconcile-unrealized-casts",
 )
-"""Linalg on tensors to what the execution engine takes; buffers are freed by the function."""
+"""From there to what the execution engine takes."""
 
 
 def run(module: Any, passes: tuple[str, ...], doing: str) -> None:
