@@ -151,7 +151,8 @@ class Layer:
             parts.append(p)
             gains.append((full * tiles.scale).view(spread))
         bias = None if self.bias is None else self.bias.view(spread)
-        return reference.accumulate(parts, gains, bias)
+        y: Tensor = reference.accumulate(parts, gains, bias)
+        return y
 
 
 def _type(value: Tensor, dynamic: Sequence[int] = ()) -> Any:
