@@ -44,8 +44,16 @@ class Native:
 
 
 def parse(text: str) -> tuple[MlirPass | Native, ...]:
-    """Pipeline of a text; InputError for options that an analogc pass lacks, or bad brackets."""
-    return tuple(_step(piece) for piece in _pieces(text))
+    """Pipeline of a text, in ``builtin.module(...)`` or bare.
+
+    Raises:
+        InputError: an option that an analogc pass lacks, an empty step, or bad brackets.
+    """
+    pieces = _pieces(text)
+    whole = re.fullmatch(r"builtin\.module\((.*)\)", pieces[0], re.DOTALL)
+    if len(pieces) == 1 and whole is not None:
+        pieces = _pieces(whole.group(1))
+    return tuple(map(_step, pieces))
 
 
 def _pieces(text: str) -> list[str]:
