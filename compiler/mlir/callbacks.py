@@ -88,10 +88,15 @@ def _layer(model: Inspected, node: fx.Node, has_bias: bool) -> Callable[[Tensor]
     def live(arg: Any) -> Any:
         return model._value(arg, operand=True) if isinstance(arg, fx.Node) else arg
 
+    is_ideal = parse(str(node.args[-2])).is_ideal
+
     def run(x: Tensor) -> Tensor:
-        weight, bias, *rest = node.args[1:]
         # A bias that is not [N] is added outside of the layer.
-        given = (x, live(weight), live(bias) if has_bias else None, *map(live, rest))
+        tensors = [live(node.args[1]), live(node.args[2]) if has_bias else None]
+        if is_ideal:
+            # As autocast does to a digital operator, outside of which this runs.
+            tensors = [None if value is None else value.to(x.dtype) for value in tensors]
+        given = (x, *tensors, *map(live, node.args[3:]))
         result: Tensor = node.target(*given)  # type: ignore[operator]
         return result
 

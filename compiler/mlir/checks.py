@@ -1,7 +1,7 @@
 """Checks that lowerings leave in a module, as errors that Python can raise.
 
-An index beyond the rows of an embedding, sizes that do not fit: MLIR would end the process. Here the
-function returns at once instead, and says which check failed.
+An index beyond the rows of an embedding, sizes that do not fit: MLIR would end the process. Here
+the function returns at once instead, and says which check failed.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def decompose(model: Inspected) -> Flat:
         UnsupportedError: it is of training mode, writes what it was given, or holds an operator
             that cannot be traced.
     """
-    if model.training:
+    if model._root.training:
         raise UnsupportedError(
             "MLIR is made of eval graphs only: a training graph writes statistics",
             fix="call compiled.eval() first",
@@ -107,7 +107,7 @@ def decompose(model: Inspected) -> Flat:
             f"{what} has no form for MLIR: {type(err).__name__}: {_first_line(err)}",
             where=None if node is None else source_line(node) or module_path(node) or None,
         ) from err
-    _finish(module, model)
+    _finish(module, model, arguments)
     chooses = any(node.target is join for node in graph.nodes)
     return Flat(module, arguments, results, chooses)
 
@@ -120,7 +120,7 @@ def with_tiles(flat: Flat, model: Inspected) -> Flat:
     mode = fake_mode(model.graph)
     last = graph.find_nodes(op="placeholder")[-1]
     for node, mapping in flat.layers:
-        if parse(node.args[-2]).is_ideal:
+        if parse(str(node.args[-2])).is_ideal:
             continue
         if mapping.array not in made:
             pair = held_of(node, mapping)
@@ -128,8 +128,9 @@ def with_tiles(flat: Flat, model: Inspected) -> Flat:
             for argument in pair:
                 with graph.inserting_after(last):
                     last = graph.placeholder(argument.name.replace(".", "_"))
+                sizes = [size or 0 for size in argument.shape]
                 with mode:
-                    last.meta["val"] = torch.empty(argument.shape, dtype=argument.dtype)
+                    last.meta["val"] = torch.empty(sizes, dtype=argument.dtype)
                 found.append(last)
             arguments += pair
             made[mapping.array] = (found[0], found[1])
@@ -272,6 +273,16 @@ def _normalised(op: Any) -> Callable[..., Any]:
     return layer
 
 
+def _written(model: Inspected, argument: Argument) -> UnsupportedError:
+    writers = (n for n in model.graph.nodes if getattr(n.target, "_schema", None) is not None)
+    lines = (source_line(node) for node in writers if node.target._schema.is_mutable)
+    return UnsupportedError(
+        f"the model writes its {argument.kind} {argument.name!r}, and a function in MLIR is pure",
+        where=next((line for line in lines if line is not None), None),
+        fix="return the value, and store it outside of the model",
+    )
+
+
 def _same_values(x: Tensor, size: Any, stride: Any, offset: Any = None) -> Any:
     """Average pooling lays its result out anew; that is no other value."""
     plain = offset is None and len(size) == x.dim() and all(map(operator.eq, size, x.shape))
@@ -279,18 +290,16 @@ def _same_values(x: Tensor, size: Any, stride: Any, offset: Any = None) -> Any:
     return x if plain and all(n == 1 or a == b for n, a, b in steps) else NotImplemented
 
 
-def _finish(module: fx.GraphModule, model: Inspected) -> None:
+def _finish(
+    module: fx.GraphModule, model: Inspected, arguments: tuple[Argument, ...]
+) -> None:
     """Put the records back on the layers; refuse what writes its inputs."""
     original = {node.name: node for node in model.graph.nodes}
     graph = module.graph
     for node in list(graph.nodes):
         source = original.get((node.meta.get("custom") or {}).get(_MARK, ""))
         if node.target is torch.ops.aten.copy_.default:
-            raise UnsupportedError(
-                "the model writes one of its inputs or buffers, and a function in MLIR is pure",
-                where=None if source is None else source_line(source),
-                fix="return the value, and store it outside of the model",
-            )
+            raise _written(model, arguments[list(graph.nodes).index(node.args[0])])
         if source is not None:
             node.meta[SOURCE] = source
             if node.target in OPS:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import sympy
 import torch
 from torch import Tensor, fx
 
@@ -128,7 +127,7 @@ def check_sizes(graph: fx.Graph, flat: Sequence[Any]) -> None:
             if not isinstance(size, torch.SymInt):
                 continue
             form = size.node.expr
-            if isinstance(form, sympy.Symbol) and form not in known:
+            if form.is_Symbol and form not in known:
                 known[form] = have
             else:
                 derived.append((node.name, form, have))

@@ -66,7 +66,7 @@ def builtin_type(vtensor: Any) -> Any:
                          vtensor.context)  # fmt: skip
 
 
-class _Places(fx_importer.ContextCache):  # type: ignore[misc]
+class _Places(fx_importer.ContextCache):
     """Locations: the path of the module, and the user's own source line."""
 
     def get_node_location(self, node: fx.Node) -> Any:
@@ -80,7 +80,7 @@ class _Places(fx_importer.ContextCache):  # type: ignore[misc]
 
 
 def _importer(build_layer: LayerBuilder | None) -> type[Any]:
-    class Importer(fx_importer.GraphNodeImporter):  # type: ignore[misc]
+    class Importer(fx_importer.GraphNodeImporter):
         def _import_torch_op_overload(
             self, loc: Any, node: fx.Node, concrete_target: Any = None
         ) -> None:
@@ -92,7 +92,8 @@ def _importer(build_layer: LayerBuilder | None) -> type[Any]:
                 if HELD in node.meta:
                     args[1], scale = node.meta[HELD]
                 operands = tuple(self._operand(loc, arg) for arg in args)
-                (result,) = self._unpack_node_result_types(node, node.target._schema)
+                target: Any = node.target
+                (result,) = self._unpack_node_result_types(node, target._schema)
                 value = build_layer(
                     node.meta[META], operands, self._operand(loc, scale), builtin_type(result)
                 )
@@ -163,5 +164,7 @@ def elements(value: Tensor, name: str) -> Any:
         # A splat has no resource, and bits of a resource are packed.
         raw = plain.view(torch.int16) if plain.dtype is torch.bfloat16 else plain
         return ir.DenseElementsAttr.get(raw.numpy(), type=kind)
-    raw = plain.reshape(-1).view(torch.uint8)
-    return ir.DenseResourceElementsAttr.get_from_buffer(raw.numpy(), name, kind, alignment=64)
+    raw = plain.reshape(-1).view(torch.uint8).numpy()
+    # No more than that: who reads bytecode must have it in memory of the same alignment.
+    align = plain.element_size()
+    return ir.DenseResourceElementsAttr.get_from_buffer(raw, name, kind, alignment=align)

@@ -11,9 +11,7 @@ from .attributes import mapping_attribute, spec_attributes
 from .dialect import ConvOp, LinearOp
 
 
-def build_layer(
-    mapping: TileMapping, operands: tuple[Any, ...], scale: Any, result: Any
-) -> Any:
+def build_layer(mapping: TileMapping, operands: tuple[Any, ...], scale: Any, result: Any) -> Any:
     """``analog.linear`` or ``analog.conv`` of a layer, at the current insertion point.
 
     Args:

@@ -11,7 +11,6 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch_mlir import ir
 from torch_mlir.execution_engine import ExecutionEngine
@@ -40,7 +39,7 @@ class NativeCode:
             for operation in own.body.operations:
                 if operation.operation.name == "func.func":
                     _declare(operation)
-            main = next(op for op in own.body.operations if _name(op) == "main")
+            main = ir.SymbolTable(own.operation)["main"]
             kinds = main.type.results
             self._dtypes = [memref.dtype_of(kind) for kind in kinds]
             self._results = _results_of([memref.descriptor(kind.rank) for kind in kinds])
@@ -57,7 +56,7 @@ class NativeCode:
         """Results of ``main``, in new memory, for tensors and whole numbers.
 
         Raises:
-            InputError: a value that the module checks is wrong, an index beyond a table for example.
+            InputError: a check of the module failed: an index beyond a table, for example.
         """
         kept: list[Any] = []
         packed: list[Any] = []
@@ -88,10 +87,6 @@ def copied(module: Any) -> Any:
     module.operation.write_bytecode(stream)
     with module.context:
         return ir.Module.parse(stream.getvalue())
-
-
-def _name(operation: Any) -> str:
-    return ir.StringAttr(operation.attributes["sym_name"]).value
 
 
 def _declare(function: Any) -> None:

@@ -96,26 +96,20 @@ def run(module: Any, passes: str | Sequence[MlirPass | Native], after: After | N
         VerifyError: a step failed, or what it left is not valid.
         UnsupportedError: an operation that a pass cannot handle.
     """
+    pipeline = parse(passes) if isinstance(passes, str) else passes
     with module.context, ir.Location.unknown():
-        steps = [(step, _prepared(step)) for step in _parsed(passes)]
-        for step, action in steps:
+        # All of them first: nothing runs of a pipeline that has a wrong step.
+        steps = [(str(step), step, _prepared(step)) for step in pipeline]
+        for name, step, action in steps:
             start = time.perf_counter()
             try:
                 action(module)
                 if isinstance(step, MlirPass):
                     module.operation.verify()
             except ir.MLIRError as err:
-                raise VerifyError(f"pass {_name(step)} failed\n{diagnostics(err)}") from None
+                raise VerifyError(f"pass {name} failed\n{diagnostics(err)}") from None
             if after is not None:
-                after(_name(step), module, time.perf_counter() - start)
-
-
-def _parsed(passes: str | Sequence[MlirPass | Native]) -> Sequence[MlirPass | Native]:
-    return parse(passes) if isinstance(passes, str) else passes
-
-
-def _name(step: MlirPass | Native) -> str:
-    return step.text if isinstance(step, Native) else str(step)
+                after(name, module, time.perf_counter() - start)
 
 
 def _prepared(step: MlirPass | Native) -> Callable[[Any], None]:

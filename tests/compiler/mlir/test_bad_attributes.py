@@ -17,9 +17,9 @@ from .test_dialect import conv, linear
 
 VALUES = [
     '"text"', "-1", "0", "3 : i32", "9223372036854775807", "0.5", "0x7FC00000 : f32", "true",
-    "unit", "f32", "[]", "[1, 2]", "{}", '{a = "b"}', "array<i64>", "array<i64: -1>",
-    "array<i64: 0, 3>", "array<i64: 7, 0>", "array<i32: 0, 3, 7>", "dense<1> : tensor<2xi64>", "@symbol",
-    "#analog.ideal", '#analog.converter<3, "full", {}>', '#analog.converter<8, 2.0, {a = 1}>',
+    "unit", "f32", "[]", "[1, 2]", "{}", '{a = "b"}', "@symbol", "dense<1> : tensor<2xi64>",
+    "array<i64>", "array<i64: -1>", "array<i64: 0, 3>", "array<i64: 7, 0>", "array<i32: 0, 3, 7>",
+    "#analog.ideal", '#analog.converter<3, "full", {}>', "#analog.converter<8, 2.0, {a = 1}>",
     '#analog.device<"x", {}>', '#analog.device<"gaussian", {sigma = "x"}>',
     '#analog.mapping<"", "", {}>', '#analog.mapping<"l", "a", {col_bounds = array<i64: 0>}>',
 ]  # fmt: skip
