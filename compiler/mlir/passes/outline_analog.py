@@ -117,14 +117,8 @@ class _Outliner:
 
 def _attributes(op: Any) -> Any:
     """All attributes of an operation, as one; those of the bindings have no text of their own."""
-<<<<<<< HEAD
     held = op.operation.attributes
     return ir.DictAttr.get({name: held[name] for name in held})
-=======
-    return ir.DictAttr.get(
-        {name: op.operation.attributes[name] for name in op.operation.attributes}
-    )
->>>>>>> s5-m2
 
 
 def _result_sizes(op: Any) -> list[Any]:
