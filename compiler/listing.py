@@ -9,14 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from ..passes.base import META, line_of, module_path
 from ..runtime.regions import ENTERS, leave
 from .printing import aligned, printed
 
-VIEW, SIZE = "view", "size"
+VIEW, SIZE, WEIGHT = "view", "size", "weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +25,9 @@ class Line:
     name: str
     kind: str
     """``input``, ``output``, ``weight`` (made of parameters alone), ``region``, ``size`` (no
-    tensor), ``op`` (it has a record, or will get one), or ``view``: it moves no data of its own."""
+    tensor), ``op``, or ``view``: it moves data, so that no pass has a record of it."""
     left: str
     right: str
-    op: str
-    """Operation, for example ``aten.add.Tensor``."""
     inputs: tuple[str, ...]
     """Names of the nodes that it reads, parameters left out."""
     module: str
@@ -38,6 +35,11 @@ class Line:
     """The node's Analog, TileMapping or Digital, if it has one."""
     trace: str | None
     """Stack trace of the user's code that made it."""
+
+    @property
+    def op(self) -> str:
+        """Operation, for example ``aten.add.Tensor``."""
+        return "output" if self.kind == "output" else self.right.partition("(")[0]
 
     @property
     def type(self) -> str:
@@ -59,10 +61,13 @@ class Listing(tuple[Line, ...]):
     def of(cls, graph: fx.Graph, before: Listing | None = None) -> Listing:
         """Lines of ``graph``; those that are in ``before``, too, are shared with it."""
         known = {line.name: line for line in before or ()}
+        # Until a pass has told views from the rest, nothing counts as one.
+        plain = VIEW if any(META in node.meta for node in graph.nodes) else "op"
+        stored = _stored(graph)
         found = []
         for node, left, right in printed(graph):
             line = Line(
-                node.name, _kind(node), left, right, _op(node),
+                node.name, WEIGHT if node in stored else _kind(node, plain), left, right,
                 tuple(n.name for n in node.all_input_nodes if n.op != "get_attr"),
                 module_path(node), node.meta.get(META), node.meta.get("stack_trace"),
             )  # fmt: skip
@@ -76,24 +81,24 @@ class Listing(tuple[Line, ...]):
         return aligned((line.left, line.right) for line in self)
 
 
-def _kind(node: fx.Node) -> str:
+def _stored(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes that compute with parameters alone."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        inputs = node.all_input_nodes
+        if node.op == "get_attr" or (node.op != "output" and inputs and found.issuperset(inputs)):
+            found.add(node)
+    return found
+
+
+def _kind(node: fx.Node, plain: str) -> str:
     if node.op in ("placeholder", "output"):
         return {"placeholder": "input"}.get(node.op, node.op)
-    if node.op == "call_module":
-        return "weight"
     if node.target in (*ENTERS, leave):
         return "region"
     if not _holds_tensor(node.meta.get("val")):
         return SIZE
-    return "op" if META in node.meta else VIEW
-
-
-def _op(node: fx.Node) -> str:
-    if node.op != "call_function":
-        return {"placeholder": "input", "call_module": "derive"}.get(node.op, node.op)
-    if isinstance(node.target, torch._ops.OpOverload):
-        return str(node.target).removesuffix(".default")
-    return str(getattr(node.target, "__name__", node.target))
+    return "op" if META in node.meta else plain
 
 
 def _holds_tensor(value: Any) -> bool:

@@ -91,7 +91,8 @@ def _header(model: Inspected) -> Iterator[str]:
 
 
 def _panel(name: str, body: str, style: str = "") -> Iterator[str]:
-    yield f'<div role="tabpanel" id="tab-{name}" aria-labelledby="for-{name}" class="{style}" hidden>'
+    yield f'<div role="tabpanel" id="tab-{name}" aria-labelledby="for-{name}" class="{style}"'
+    yield " hidden>"
     yield body
     yield "</div>"
 
@@ -108,7 +109,7 @@ def _passes(model: Inspected) -> Iterator[str]:
 
 _GRAPH = """<div role="tabpanel" id="tab-graph" aria-labelledby="for-graph">
 <div class="tools">
-<div class="search"><input type="search" id="search" placeholder="Search nodes, layers, modules  ( / )"
+<div class="search"><input type="search" id="search" placeholder="Search nodes, layers ( / )"
  aria-label="search the graph" role="combobox" aria-expanded="false" aria-controls="found"
  aria-autocomplete="list" autocomplete="off" spellcheck="false">
 <ul id="found" role="listbox" aria-label="found" hidden></ul></div>
@@ -122,11 +123,11 @@ _GRAPH = """<div role="tabpanel" id="tab-graph" aria-labelledby="for-graph">
 <output id="stage-name" for="stage"></output>
 <label><input type="checkbox" id="changes" checked> mark changes</label>
 <span id="stage-count"></span></div>
-<span id="status"></span>
 </div>
 <div class="work">
 <div id="canvas" tabindex="0" role="application" aria-label="graph; arrow keys walk along it"
  aria-describedby="said">
+<div id="status"></div>
 <div class="legend"><span>tiles 0 % <i class="ramp"></i> 100 % used</span>
 <span><i class="swatch"></i> digital</span><span><i class="swatch moves"></i> moves data</span>
 <span><i class="swatch choice"></i> digital by choice</span>

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx
 
+from ...passes.select_analog import Analog
 from ...passes.verify import OPS
 from ...runtime.devices import Device
 from ...runtime.mapping import Digital, TileMapping
@@ -89,6 +90,8 @@ class _Lines:
             row += [self._arrays.get(record.array, -1), record.layer, "", "", record.macs]
         elif isinstance(record, Digital):
             row += [-1, "", record.rule, record.reason, record.macs]
+        elif isinstance(record, Analog):
+            row += [-1, record.info.name, "selected"]
         return row
 
 

@@ -29,10 +29,10 @@ def histogram(values: Tensor) -> dict[str, Any]:
     low, high = (flat.amin(), flat.amax()) if flat.numel() else (flat.sum(), flat.sum())
     sample = flat[::step].float().cpu().numpy().astype(np.float64)
     finite = sample[np.isfinite(sample)]
-    ends = [float(low), float(high)]
+    ends = float(low), float(high)
     if not all(map(math.isfinite, ends)):
-        ends = [float(finite.min()), float(finite.max())] if finite.size else [0.0, 0.0]
-    counts, _ = np.histogram(finite, BINS, range=tuple(ends) if ends[0] < ends[1] else None)
+        ends = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    counts, _ = np.histogram(finite, BINS, range=ends if ends[0] < ends[1] else None)
     return {
         "min": _digits(ends[0]),
         "max": _digits(ends[1]),

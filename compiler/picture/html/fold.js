@@ -2,6 +2,7 @@
 
 const PLUMBING = new Set(["weight", "size", "region"]);
 const FITS = 70; // boxes that are open at first
+const FRAME = { top: 32, side: 12 }; // between the border of an open group and what is in it
 
 const text = document.createElement("canvas").getContext("2d");
 const FONT = {
@@ -34,7 +35,7 @@ function stageGraph(data, graph, position, plumbing, compare) {
   const nodes = new Map();
   const add = (row, home, order, change) => {
     const line = data.lines[row];
-    nodes.set(line.name, { line, home, order, change, edges: [...line.inputs] });
+    nodes.set(line.name, { line, home, order, change, edges: [...line.inputs], members: [line] });
   };
   stage.lines.forEach((row, i) => add(row, stage.home[i], i, ""));
   const before = compare && position > 0 ? graph.stages[position - 1] : null;
@@ -66,11 +67,38 @@ function stageGraph(data, graph, position, plumbing, compare) {
     for (const [name, node] of nodes) if (PLUMBING.has(node.line.kind)) nodes.delete(name);
   }
   for (const node of nodes.values()) node.edges = node.edges.filter((name) => nodes.has(name));
-  return { nodes, tree: tree(data, nodes) };
+  const lines = new Map([...nodes].map(([name, node]) => [name, node.line]));
+  const alias = mergeViews(nodes);
+  return { nodes, lines, alias, tree: tree(data, nodes) };
+}
+
+// Views that follow each other share the box of the first. Result: that box of each of the others.
+function mergeViews(nodes) {
+  const users = new Map();
+  for (const node of nodes.values()) {
+    for (const name of new Set(node.edges)) users.set(name, (users.get(name) ?? 0) + 1);
+  }
+  const alias = new Map();
+  const isPlain = (node) => node.line.kind === "view" && !node.change;
+  for (const [name, node] of nodes) {
+    if (!isPlain(node) || node.edges.length !== 1) continue;
+    const [input] = node.edges;
+    const head = alias.get(input) ?? input;
+    const into = nodes.get(head);
+    if (users.get(input) !== 1 || into === node || !isPlain(into) || into.home !== node.home) continue;
+    if (into.members.at(-1).name !== input) continue;
+    into.members.push(node.line);
+    alias.set(name, head);
+  }
+  for (const name of alias.keys()) nodes.delete(name);
+  for (const node of nodes.values()) {
+    node.edges = [...new Set(node.edges.map((name) => alias.get(name) ?? name))];
+  }
+  return alias;
 }
 
 function differs(a, b) {
-  return a.text !== b.text || a.type !== b.type || a.why !== b.why || a.rule !== b.rule;
+  return a.text !== b.text || a.type !== b.type;
 }
 
 // Groups with their members, by number; -1 is the whole graph.
@@ -198,8 +226,8 @@ function layoutGraph(data, stage, open) {
       const item = { id: `g ${child}`, order: at.order, group: at };
       if (isOpen(child)) {
         item.inner = arrange(child);
-        item.width = item.inner.width + 24;
-        item.height = item.inner.height + 44;
+        item.width = item.inner.width + 2 * FRAME.side;
+        item.height = item.inner.height + FRAME.top + FRAME.side;
         inner.set(item.id, item.inner);
       } else {
         item.card = groupCard(at);
@@ -227,6 +255,12 @@ function layoutGraph(data, stage, open) {
       Object.assign(item, placed.boxes.get(item.id));
       if (item.port) ports.set(item.id, item.x + item.width / 2 - placed.width / 2);
     }
+    // Edges go on to the frame around the level.
+    level.forEach((edge, i) => {
+      const line = placed.lines[i];
+      if (edge.from.startsWith("in ")) line.unshift([line[0][0], -FRAME.top]);
+      if (edge.to.startsWith("out ")) line.push([line.at(-1)[0], placed.height + FRAME.side]);
+    });
     // A title needs room; ports stay where they are from the middle.
     const least = number === -1 ? 0 : widthOf(groupTitle(group), "name") + 40;
     const side = Math.max(0, (least - placed.width) / 2);
@@ -260,7 +294,7 @@ function tilesText(array) {
 // What is written on the box of a node: [[style, text], ...], and the size that it needs.
 function cardOf(data, node, group) {
   const { line } = node;
-  const type = ["type", clip(line.type, 34)];
+  const type = ["type", clip(node.members.at(-1).type, 34)];
   let rows;
   let look = line.kind;
   if (line.array >= 0) {
@@ -273,9 +307,10 @@ function cardOf(data, node, group) {
   } else if (line.kind === "op") {
     if (line.rule === "unsupported") look = "unsupported";
     else if (line.rule === "choice") look = "choice";
+    else if (line.rule === "selected") look = "selected-analog";
     rows = [["name", clip(shortOp(line.op), 30)], type];
   } else {
-    rows = [["note", clip(shortOp(line.op), 34)], type];
+    rows = [["note", clip(node.members.map((member) => shortOp(member.op)).join(" → "), 36)], type];
   }
   return sized(rows, look);
 }

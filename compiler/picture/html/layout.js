@@ -25,8 +25,10 @@ function layoutLevel(items, edges) {
   const down = slots.map(() => []);
   for (const s of segments) {
     const weight = slots[s.a].real ? (slots[s.b].real ? 1 : 2) : slots[s.b].real ? 2 : 8;
-    down[s.a].push({ to: s.b, shift: s.ax - s.bx, at: s.ax, weight });
-    up[s.b].push({ to: s.a, shift: s.bx - s.ax, at: s.bx, weight });
+    // Open groups stand under each other by their middle, wherever the edges meet them.
+    const shift = slots[s.a].inner || slots[s.b].inner ? 0 : s.ax - s.bx;
+    down[s.a].push({ to: s.b, shift, at: s.bx, weight });
+    up[s.b].push({ to: s.a, shift: -shift, at: s.ax, weight });
   }
   orderLayers(layers, slots, segments, up, down);
   placeAcross(layers, slots, up, down);
@@ -149,7 +151,7 @@ function orderLayers(layers, slots, segments, up, down) {
       for (const i of layer) {
         const near = downwards ? up[i] : down[i];
         let sum = 0;
-        for (const n of near) sum += rank[n.to] + (slots[n.to].real ? -n.shift / 1e4 : 0);
+        for (const n of near) sum += rank[n.to] + n.at / 1e4;
         centre.set(i, near.length ? sum / near.length : rank[i]);
       }
       layer.sort((i, j) => centre.get(i) - centre.get(j) || rank[i] - rank[j]);

@@ -1,10 +1,10 @@
 // The page: state, controls, keys.
 
+const byId = (id) => document.getElementById(id);
 const data = readData();
 const state = {
   graph: 0, stage: 0, open: null, selected: null, plumbing: false, changes: true, found: [], query: "", at: -1,
 };
-const byId = (id) => document.getElementById(id);
 let stage = null;
 const view = data.graphs.length ? new View(data, byId("canvas"), { pick, fold }) : null;
 
@@ -45,7 +45,7 @@ function show({ keep = null, refit = false } = {}) {
   document.documentElement.dataset.drawMs = seconds.draw.toFixed(1);
   if (refit || !keep || !view.hold(keep, at)) view.fit();
   const boxes = view.places.size;
-  byId("status").textContent = `${number(stage.nodes.size)} nodes, ${number(boxes)} boxes shown`;
+  byId("status").textContent = `${number(stage.lines.size)} nodes, ${number(boxes)} boxes shown`;
   showStage();
   showSelection();
 }
@@ -103,17 +103,18 @@ function unfoldTo(home) {
 
 function go(name) {
   showTab("graph");
-  if (!stage.nodes.has(name)) {
+  if (!stage.lines.has(name)) {
     const position = data.graphs.findIndex((one) => one.stages.at(-1).lines.some((row) => data.lines[row].name === name));
     if (position < 0) return;
     setGraph(position);
-    if (!stage.nodes.has(name)) {
+    if (!stage.lines.has(name)) {
       state.plumbing = byId("plumbing").checked = true;
       show();
     }
   }
-  state.selected = `n ${name}`;
-  if (unfoldTo(stage.nodes.get(name).home)) show({ keep: state.selected });
+  const box = stage.alias.get(name) ?? name;
+  state.selected = `n ${box}`;
+  if (unfoldTo(stage.nodes.get(box).home)) show({ keep: state.selected });
   else showSelection();
   view.centre(state.selected);
 }
@@ -186,13 +187,13 @@ function walk(key) {
 function search(query) {
   state.query = query.trim().toLowerCase();
   const words = state.query.split(/\s+/).filter(Boolean);
-  state.found = !words.length ? [] : [...stage.nodes.values()].filter(({ line }) => {
+  state.found = !words.length ? [] : [...stage.lines.values()].filter((line) => {
     const all = `%${line.name} ${line.op} ${line.layer} ${line.module} ${line.type} ${line.source}`.toLowerCase();
     return words.every((word) => all.includes(word));
   });
   state.at = -1;
   const list = byId("found");
-  const rows = state.found.slice(0, 40).map(({ line }, i) =>
+  const rows = state.found.slice(0, 40).map((line, i) =>
     el("li", { role: "option", id: `found-${i}`, onpointerdown: (event) => { event.preventDefault(); choose(i); } },
       el("b", {}, line.layer || `%${line.name}`), el("span", {}, ` ${line.op}`), el("small", {}, line.module)));
   if (words.length) {
@@ -208,7 +209,7 @@ function search(query) {
 function choose(position) {
   if (!state.found.length) return;
   state.at = position;
-  const name = state.found[position].line.name;
+  const name = state.found[position].name;
   byId("found").hidden = true;
   byId("search").setAttribute("aria-expanded", "false");
   go(name);
@@ -227,8 +228,11 @@ function point(step) {
 function matchingBoxes() {
   const boxes = new Set();
   if (!state.query) return boxes;
-  for (const node of state.found) {
-    let id = `n ${node.line.name}`;
+  for (const { name } of state.found) {
+    const box = stage.alias.get(name) ?? name;
+    if (!stage.nodes.has(box)) continue;
+    const node = stage.nodes.get(box);
+    let id = `n ${box}`;
     for (let at = node.home; at !== -1 && at !== null && stage.tree.has(at); at = stage.tree.get(at).parent) {
       if (!state.open.has(stage.tree.get(at).key)) id = `g ${at}`;
     }

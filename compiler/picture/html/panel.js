@@ -25,7 +25,7 @@ function link(label, go) {
 }
 
 function facts(pairs) {
-  return el("dl", { class: "facts" }, pairs.filter(([, value]) => value !== "" && value !== undefined && value !== null)
+  return el("dl", { class: "facts" }, pairs.filter(([, value]) => value && value.length !== 0)
     .map(([name, value]) => [el("dt", {}, name), el("dd", {}, ...[value].flat())]));
 }
 
@@ -55,20 +55,22 @@ function describeNode(data, graph, stage, node, actions) {
     view: "moves data", op: "digital",
   };
   const array = data.arrays[line.array];
-  const kind = array ? "analog" : line.rule === "unsupported" ? "unsupported" : kinds[line.kind];
+  const kind = array || line.rule === "selected" ? "analog" : line.rule === "unsupported" ? "unsupported" : kinds[line.kind];
   const users = [...stage.nodes.values()].filter((other) => other.edges.includes(line.name));
   const named = (names) => names.map((name) => el("div", {}, link(`%${name}`, () => actions.go(name)),
-    el("code", { class: "dim" }, ` ${stage.nodes.get(name)?.line.type ?? ""}`)));
+    el("code", { class: "dim" }, ` ${stage.lines.get(name).type}`)));
+  const title = node.members.map((member) => `%${member.name}`).join(" → ");
   const parts = [
-    el("h2", {}, line.layer || (line.kind === "output" ? "output" : `%${line.name}`)),
+    el("h2", {}, line.layer || (line.kind === "output" ? "output" : title)),
     el("p", {}, el("span", { class: `kind ${kind}` }, kind), node.change ? el("span", { class: `kind ${node.change}` }, node.change) : null),
     facts([
-      ["operation", el("code", {}, line.op)], ["shape", line.type && el("code", {}, line.type)],
+      ["operation", node.members.map((member) => el("div", {}, el("code", {}, member.op)))],
+      ["shape", line.type && node.members.map((member) => el("div", {}, el("code", {}, member.type)))],
       ["node", line.layer ? el("code", {}, `%${line.name}`) : ""],
       ["module", line.module], ["source", line.source && el("code", {}, line.source)],
       ["MACs", line.macs ? short(line.macs) : ""],
       ["why digital", line.why],
-      ["inputs", named(line.inputs.filter((name) => stage.nodes.has(name)))],
+      ["inputs", named(line.inputs.filter((name) => stage.lines.has(name)))],
       ["read by", named(users.map((user) => user.line.name))],
     ]),
   ];
@@ -76,7 +78,7 @@ function describeNode(data, graph, stage, node, actions) {
   parts.push(el("h3", {}, "Printed form"));
   if (node.change === "changed") {
     parts.push(el("pre", { class: "minus" }, node.before.text), el("pre", { class: "plus" }, line.text));
-  } else parts.push(el("pre", {}, line.text));
+  } else parts.push(...node.members.map((member) => el("pre", {}, member.text)));
   return parts;
 }
 

@@ -58,7 +58,7 @@ class View {
     });
     parent.append(lines);
     for (const item of level.items) {
-      if (item.inner) this.level(parent, item.inner, left + item.x + 12, top + item.y + 32);
+      if (item.inner) this.level(parent, item.inner, left + item.x + FRAME.side, top + item.y + FRAME.top);
       else parent.append(this.box(item, left + item.x, top + item.y));
     }
   }
@@ -104,7 +104,7 @@ class View {
       element.append(svg("text", at, string));
     });
     if (item.group) this.gauge(element, item, x, y);
-    const tip = item.group ? `${item.group.path}: click to open` : item.node.line.text;
+    const tip = item.group ? `${item.group.path}: click to open` : item.node.members.map((line) => line.text).join("\n");
     element.append(svg("title", {}, tip));
     this.elements.set(item.id, element);
     return element;
