@@ -126,7 +126,7 @@ function tileMap(array, unit, width, show) {
   }, svg("path", { d: outlines, class: "tile" }));
   for (const [level, path] of filled) {
     const cells = svg("path", { d: path, class: "cells" });
-    cells.style.fill = shade(Math.max(0.25, level));
+    cells.style.fill = shade(Math.max(0.45, level));
     map.append(cells);
   }
   map.append(cursor);

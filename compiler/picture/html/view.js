@@ -94,11 +94,7 @@ class View {
     const round = card.look === "input" || card.look === "output" ? 14 : 6;
     const rect = svg("rect", { x, y, width: item.width, height: item.height, rx: round, class: "card" });
     element.append(rect);
-    if (card.look === "analog") {
-      const array = this.data.arrays[item.node.line.array];
-      rect.style.fill = shade(array.used);
-      if (array.used > 0.5) element.classList.add("full");
-    }
+    if (card.look === "analog") rect.style.fill = shade(this.data.arrays[item.node.line.array].used);
     card.rows.forEach(([style, string], i) => {
       const at = { x: x + item.width / 2, y: y + 18 + 15 * i, class: style };
       element.append(svg("text", at, string));
