@@ -58,8 +58,8 @@ _STYLE = f"""
 .analogc .minus {{ background: #fbeae3; display: block; }}
 .analogc .skip {{ color: #66727f; display: block; }}
 """
-_DRAWN = 400
-"""Nodes that a picture in a notebook may have."""
+_DRAWN = 120
+"""Operations that a picture in a notebook may have."""
 _PAGE_STYLE = """
 body { margin: 0; background: #fff; }
 .analogc { max-width: 1380px; margin: 0 auto; padding: 34px 28px 60px; box-sizing: border-box; }
@@ -80,7 +80,7 @@ def fragment(model: Inspected) -> str:
         f"{coverage_html(model.coverage)}</details>",
     ]
     graphs = [module.graph for module in model.graphs]
-    if sum(len(graph.nodes) for graph in graphs) <= _DRAWN:
+    if sum(node.op == "call_function" for graph in graphs for node in graph.nodes) <= _DRAWN:
         body += [
             f'<details open><summary>Graph</summary><div class="figure wide">{graph_svg(graph)}'
             "</div></details>"

@@ -288,6 +288,15 @@ def test_a_model_of_several_graphs_has_a_choice(opened: Opener) -> None:
     assert page.page.locator("#graph-choice").input_value() == "0"
 
 
+def test_a_model_that_never_ran_says_so(opened: Opener) -> None:
+    model = analogc.compile(Cut(), (torch.randn(2, 8),), target=SMALL, capture="dynamo")
+    model.__dict__["_latest"].clear()
+    page = opened(model.to_html())
+    assert "call the model" in page.text("#canvas")
+    page.page.click("#for-ir")
+    assert page.page.is_visible("#tab-ir")
+
+
 def test_names_of_the_user_are_shown_as_text(opened: Opener) -> None:
     model = residual(target=SMALL.replace(name=NASTY))
     for node in model.graph.nodes:

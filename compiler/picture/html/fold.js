@@ -258,7 +258,10 @@ function layoutGraph(data, stage, open) {
     // Edges go on to the frame around the level.
     level.forEach((edge, i) => {
       const line = placed.lines[i];
-      if (edge.from.startsWith("in ")) line.unshift([line[0][0], -FRAME.top]);
+      if (edge.from.startsWith("in ")) {
+        line.unshift([line[0][0], -FRAME.top]);
+        if (placed.starts[i]) placed.starts[i] += 1;
+      }
       if (edge.to.startsWith("out ")) line.push([line.at(-1)[0], placed.height + FRAME.side]);
     });
     // A title needs room; ports stay where they are from the middle.
@@ -267,7 +270,7 @@ function layoutGraph(data, stage, open) {
     for (const item of list) item.x += side;
     for (const line of placed.lines) for (const point of line) point[0] += side;
     return {
-      items: list.filter((item) => !item.port), edges: level, lines: placed.lines, ports,
+      items: list.filter((item) => !item.port), edges: level, lines: placed.lines, starts: placed.starts, ports,
       width: placed.width + 2 * side, height: placed.height,
     };
   };

@@ -10,7 +10,8 @@ const SLOT = 8;
 
 // items: [{id, width, height, order, port: "in" | "out" | undefined}]
 // edges: [{from, to, net, fromX, toX}], X: where it meets the box, from its centre
-// Result: {width, height, boxes: Map id -> {x, y} (top left), lines: [[[x, y], ...]] of each edge}.
+// Result: {width, height, boxes: Map id -> {x, y} (top left), lines: [[[x, y], ...]] of each edge,
+// starts: the point of each line up to which an earlier one runs along it}.
 function layoutLevel(items, edges) {
   const slots = items.map((item) => ({ ...item, real: true }));
   const index = new Map(slots.map((slot, i) => [slot.id, i]));
@@ -19,7 +20,7 @@ function layoutLevel(items, edges) {
   assignLayers(slots, links, sequence);
   const segments = [];
   const routes = links.map(() => []);
-  addSlots(slots, links, segments, routes);
+  const starts = addSlots(slots, links, segments, routes);
   const layers = inLayers(slots);
   const up = slots.map(() => []);
   const down = slots.map(() => []);
@@ -32,7 +33,7 @@ function layoutLevel(items, edges) {
   }
   orderLayers(layers, slots, segments, up, down);
   placeAcross(layers, slots, up, down);
-  return finish(slots, layers, links, routes);
+  return { ...finish(slots, layers, links, routes), starts };
 }
 
 // A topological order; links that go against it get `reversed`.
@@ -98,7 +99,9 @@ function assignLayers(slots, links, sequence) {
 
 function addSlots(slots, links, segments, routes) {
   const chains = new Map();
+  const drawn = new Map();
   const known = new Set();
+  const starts = [];
   links.forEach((link, number) => {
     const { edge, a, b } = link;
     const [ax, bx] = link.reversed ? [edge.toX, edge.fromX] : [edge.fromX, edge.toX];
@@ -113,6 +116,9 @@ function addSlots(slots, links, segments, routes) {
     }
     const route = [a, ...chain.slice(0, length), b];
     routes[number] = route;
+    const shared = Math.min(drawn.get(key) ?? 0, length);
+    starts.push(shared ? 2 * shared + 1 : 0);
+    drawn.set(key, Math.max(drawn.get(key) ?? 0, length));
     for (let i = 0; i + 1 < route.length; i += 1) {
       const from = i === 0 ? ax : 0;
       const to = i + 2 === route.length ? bx : 0;
@@ -122,6 +128,7 @@ function addSlots(slots, links, segments, routes) {
       segments.push({ a: route[i], b: route[i + 1], ax: from, bx: to });
     }
   });
+  return starts;
 }
 
 function inLayers(slots) {

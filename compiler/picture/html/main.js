@@ -321,7 +321,7 @@ function onKey(event) {
     if (event.key === "Escape") event.target.blur();
     return;
   }
-  if (event.ctrlKey || event.metaKey || event.altKey || byId("tab-graph").hidden) return;
+  if (!view || event.ctrlKey || event.metaKey || event.altKey || byId("tab-graph").hidden) return;
   const { width, height } = view.canvas.getBoundingClientRect();
   const doing = {
     "/": () => byId("search").focus(), f: () => view.fit(), 0: () => view.fitAll(),
@@ -384,9 +384,12 @@ function listen() {
   document.addEventListener("keydown", onKey);
 }
 
-if (view) {
+listen();
+if (!view) {
+  byId("canvas").append(el("p", { class: "empty" }, "No graph has run yet: call the model, then draw it."));
+  document.querySelector("#tab-graph .tools").hidden = true;
+} else {
   byId("graph-choice").replaceChildren(...data.graphs.map((one, i) => el("option", { value: i }, `graph ${one.label}`)));
   byId("graph-field").hidden = data.graphs.length < 2;
-  listen();
   setGraph(0);
 }

@@ -34,7 +34,8 @@ class View {
     this.layout = layout;
     const drawn = svg("g");
     this.level(drawn, layout, 0, 0);
-    this.stageElement.replaceChildren(drawn);
+    this.lit = svg("g", { class: "edges lit" });
+    this.stageElement.replaceChildren(drawn, this.lit);
   }
 
   level(parent, level, left, top) {
@@ -49,11 +50,11 @@ class View {
       const points = level.lines[i].map(([x, y]) => [x + left, y + top]);
       const arrives = this.arrives(level, edge);
       const path = svg("path", {
-        d: pathOf(points),
+        d: pathOf(points.slice(level.starts[i])),
         class: edge.ghost ? "ghost" : null,
         "marker-end": arrives ? "url(#tip)" : null,
       });
-      this.links.push({ path, edge, arrives });
+      this.links.push({ points, edge, arrives });
       lines.append(path);
     });
     parent.append(lines);
@@ -121,12 +122,13 @@ class View {
 
   light(id, matches = new Set()) {
     const near = new Set();
-    for (const { path, edge, arrives } of this.links) {
-      const lit = id !== null && (edge.from === id || edge.to === id || edge.net === id);
-      path.classList.toggle("lit", lit);
-      if (arrives) path.setAttribute("marker-end", lit ? "url(#tip-lit)" : "url(#tip)");
-      if (lit) near.add(edge.from).add(edge.to);
+    const lit = [];
+    for (const { points, edge, arrives } of this.links) {
+      if (id === null || ![edge.from, edge.to, edge.net].includes(id)) continue;
+      near.add(edge.from).add(edge.to);
+      lit.push(svg("path", { d: pathOf(points), "marker-end": arrives ? "url(#tip-lit)" : null }));
     }
+    this.lit.replaceChildren(...lit);
     for (const [key, element] of this.elements) {
       element.classList.toggle("selected", key === id);
       element.classList.toggle("near", near.has(key) && key !== id);
