@@ -21,7 +21,16 @@ from .explorer_data import model_data
 from .page import coverage_html, step_html, target_text
 from .text import escape
 
-SCRIPTS = ("dom.js", "layout.js", "fold.js", "view.js", "charts.js", "panel.js", "main.js")
+SCRIPTS = (
+    "dom.js",
+    "layout.js",
+    "fold.js",
+    "view.js",
+    "minimap.js",
+    "charts.js",
+    "panel.js",
+    "main.js",
+)
 """In the order in which they are put together."""
 _TABS = ("graph", "tiles", "layers", "coverage", "passes", "ir")
 _TITLES = {"layers": "Distributions", "ir": "IR"}
@@ -127,7 +136,7 @@ _GRAPH = """<div role="tabpanel" id="tab-graph" aria-labelledby="for-graph">
 <div class="work">
 <div id="canvas" tabindex="0" role="application" aria-label="graph; arrow keys walk along it"
  aria-describedby="said">
-<div id="status"></div>
+<div id="status"></div><canvas id="minimap" aria-hidden="true"></canvas>
 <div class="legend"><span>tiles 0 % <i class="ramp"></i> 100 % used</span>
 <span><i class="swatch"></i> digital</span><span><i class="swatch moves"></i> moves data</span>
 <span><i class="swatch choice"></i> digital by choice</span>

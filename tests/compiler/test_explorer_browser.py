@@ -154,6 +154,18 @@ def test_a_search_opens_the_way_to_its_node(opened: Opener, thousand: str) -> No
     assert place is not None and 0 < place["x"] < 1040 and 0 < place["y"] < 900
 
 
+def test_the_small_map_leads_to_any_place(opened: Opener, thousand: str) -> None:
+    page = opened(thousand)
+    page.page.click("#unfold-all")
+    place = page.page.locator("svg.graph > g")
+    before = place.get_attribute("transform")
+    page.page.locator("#minimap").click(position={"x": 2, "y": 200})
+    assert place.get_attribute("transform") != before
+    page.page.click("#fold-all")
+    page.page.click("#fit")
+    assert not page.page.is_visible("#minimap"), "all is seen"
+
+
 def test_groups_open_and_fold_by_a_click(opened: Opener, thousand: str) -> None:
     page = opened(thousand)
     page.page.click("#fold-all")

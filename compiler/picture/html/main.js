@@ -6,7 +6,8 @@ const state = {
   graph: 0, stage: 0, open: null, selected: null, plumbing: false, changes: true, found: [], query: "", at: -1,
 };
 let stage = null;
-const view = data.graphs.length ? new View(data, byId("canvas"), { pick, fold }) : null;
+const view = data.graphs.length ? new View(data, byId("canvas"), { pick, fold, moved: () => minimap.frame() }) : null;
+const minimap = view && new Minimap(view, byId("minimap"));
 
 function readData() {
   const found = JSON.parse(byId("data").textContent);
@@ -43,6 +44,7 @@ function show({ keep = null, refit = false } = {}) {
   const seconds = { layout: laid - start, draw: performance.now() - laid };
   document.documentElement.dataset.layoutMs = seconds.layout.toFixed(1);
   document.documentElement.dataset.drawMs = seconds.draw.toFixed(1);
+  minimap.draw();
   if (refit || !keep || !view.hold(keep, at)) view.fit();
   const boxes = view.places.size;
   byId("status").textContent = `${number(stage.lines.size)} nodes, ${number(boxes)} boxes shown`;

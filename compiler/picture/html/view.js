@@ -141,7 +141,7 @@ class View {
   apply() {
     this.stageElement.setAttribute("transform", `translate(${this.x} ${this.y}) scale(${this.scale})`);
     this.root.classList.toggle("far", this.scale < 0.35);
-    this.events.moved?.();
+    this.events.moved();
   }
 
   fit() {
