@@ -98,7 +98,13 @@ def _kind(node: fx.Node, plain: str) -> str:
         return "region"
     if not _holds_tensor(node.meta.get("val")):
         return SIZE
-    return "op" if META in node.meta else plain
+    return "op" if META in node.meta or writes(node) else plain
+
+
+def writes(node: fx.Node) -> bool:
+    """True for an operator that works in place, such as ``relu_``."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
 
 
 def _holds_tensor(value: Any) -> bool:

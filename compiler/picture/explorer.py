@@ -141,8 +141,8 @@ _GRAPH = """<div role="tabpanel" id="tab-graph" aria-labelledby="for-graph">
 <span><i class="swatch"></i> digital</span><span><i class="swatch moves"></i> moves data</span>
 <span><i class="swatch choice"></i> digital by choice</span>
 <span><i class="swatch unsupported"></i> unsupported</span>
-<span><i class="swatch added"></i> added</span><span><i class="swatch changed"></i> changed</span>
-<span><i class="swatch removed"></i> removed</span></div>
+<span id="marks"><i class="swatch added"></i> added <i class="swatch changed"></i> changed
+<i class="swatch removed"></i> removed</span></div>
 </div>
 <aside id="panel" aria-label="details"></aside>
 </div>

@@ -154,6 +154,49 @@ def test_a_search_opens_the_way_to_its_node(opened: Opener, thousand: str) -> No
     assert place is not None and 0 < place["x"] < 1040 and 0 < place["y"] < 900
 
 
+def boxes_of(page: Page) -> list[tuple[float, float, float, float]]:
+    """Left, top, right and bottom of every box that holds no other."""
+    found = page.page.evaluate(
+        """() => [...document.querySelectorAll("svg.graph .card")].map((card) =>
+          ["x", "y", "width", "height"].map((name) => Number(card.getAttribute(name))))"""
+    )
+    return [(x, y, x + width, y + height) for x, y, width, height in found]
+
+
+class Dense(nn.Module):
+    """Every layer reads all before it: edges over many layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(2 + 2 * i, 2) for i in range(12))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        found = [x]
+        for layer in self.layers:
+            found.append(layer(torch.cat(found, 1)) * mask)
+        return torch.cat(found, 1)
+
+
+def test_boxes_never_overlap_and_edges_run_downwards(opened: Opener, thousand: str) -> None:
+    dense = analogc.compile(Dense(), (torch.randn(1, 2), torch.randn(1, 2)), target="ideal")
+    for html in (thousand, dense.to_html()):
+        page = opened(html)
+        page.page.click("#unfold-all")
+        boxes = sorted(boxes_of(page), key=lambda box: box[1])
+        for i, (left, _, right, bottom) in enumerate(boxes):
+            for other_left, other_top, other_right, _ in boxes[i + 1 :]:
+                if other_top >= bottom:
+                    break
+                assert other_left >= right or other_right <= left, "boxes overlap"
+        paths = page.page.locator(".edges:not(.lit) path").evaluate_all(
+            "paths => paths.map((path) => path.getAttribute('d'))"
+        )
+        assert paths
+        for path in paths:
+            numbers = [float(number) for number in re.findall(r"-?[\d.]+", path)]
+            assert numbers[1] <= numbers[-1]
+
+
 def test_the_small_map_leads_to_any_place(opened: Opener, thousand: str) -> None:
     page = opened(thousand)
     page.page.click("#unfold-all")
@@ -233,6 +276,20 @@ def test_arrow_keys_walk_along_the_edges(opened: Opener, small: str) -> None:
     assert page.text("#panel h2") == "%input_1"
     page.page.keyboard.press("Escape")
     assert page.text("#panel h2") == "Nothing selected"
+
+
+def test_enter_opens_and_folds_the_group_that_one_walked_to(opened: Opener, small: str) -> None:
+    page = opened(small)
+    page.page.click("#fold-all")
+    folded = page.boxes()
+    page.page.locator("#canvas").focus()
+    page.page.keyboard.press("ArrowDown")
+    page.page.keyboard.press("ArrowDown")
+    assert page.text("#panel h2") == "0"
+    page.page.keyboard.press("Enter")
+    opened_up = page.boxes()
+    page.page.keyboard.press("Enter")
+    assert page.boxes() == folded != opened_up
 
 
 def test_dragging_and_the_wheel_move_the_picture(opened: Opener, small: str) -> None:

@@ -170,6 +170,15 @@ def test_views_in_a_row_share_a_box(compiled: analogc.CompiledModel) -> None:
     assert any("%unsqueeze" in title and "%squeeze" in title for title in titles)
 
 
+def test_an_operator_in_place_is_no_view() -> None:
+    class InPlace(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.unsqueeze(0).add_(1).relu_()
+
+    shown = texts(graph_svg(analogc.compile(InPlace(), (torch.randn(2),)).graph))
+    assert {"unsqueeze", "add_", "relu_"} <= set(shown)
+
+
 def test_analog_boxes_are_coloured_by_utilisation(compiled: analogc.CompiledModel) -> None:
     root = ET.fromstring(graph_svg(compiled.graph))
     groups = [g for g in root.iter(f"{SVG}g") if g.get("class") == "analog"]

@@ -112,8 +112,8 @@ function tileMap(array, unit, width, show) {
   for (let tile = array.first; tile < array.first + array.tiles; tile += 1) {
     const { x, y, at } = where(tile);
     outlines += `M${round(x)} ${round(y)}h${round(wide)}v${round(tall)}h${round(-wide)}z`;
-    const w = Math.max(2, at.wide * array.columns_per_weight * unit);
-    const h = Math.max(2, at.high * unit);
+    const w = Math.max(3, at.wide * array.columns_per_weight * unit);
+    const h = Math.max(3, at.high * unit);
     const level = Math.round(20 * at.share) / 20;
     const part = `M${round(x)} ${round(y)}h${round(w)}v${round(h)}h${round(-w)}z`;
     filled.set(level, (filled.get(level) ?? "") + part);

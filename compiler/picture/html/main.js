@@ -56,6 +56,7 @@ function showStage() {
   const name = graph().names[state.stage];
   const count = stage.tree.get(-1).sum.changes;
   byId("stage").value = state.stage;
+  byId("marks").hidden = !count;
   byId("stage-name").textContent = state.stage === 0 ? "captured" : `after ${name}`;
   byId("stage").setAttribute("aria-valuetext", byId("stage-name").textContent);
   byId("stage-count").textContent = state.stage === 0 || !state.changes ? "" : count ? `${count} changed` : "no change";
