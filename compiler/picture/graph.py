@@ -12,6 +12,7 @@ from torch import fx
 
 from ...passes.base import META, module_path, source_line
 from ...runtime.mapping import Digital, TileMapping
+from ..listing import writes
 from ..printing import Symbols, type_text
 from .layout import Box, layered
 from .text import MONO, SANS, clip, escape, width_of
@@ -123,7 +124,7 @@ def _homes(shown: Sequence[fx.Node]) -> dict[fx.Node, str]:
 
 
 def _is_view(node: fx.Node) -> bool:
-    return node.op == "call_function" and META not in node.meta
+    return node.op == "call_function" and META not in node.meta and not writes(node)
 
 
 def _cards(shown: Sequence[fx.Node], home: dict[fx.Node, str]) -> dict[str, Card]:
@@ -147,7 +148,7 @@ def _card(nodes: list[fx.Node], symbols: Symbols) -> Card:
         note = ("note", clip(" → ".join(map(short_op, nodes)), 34))
         title = "\n".join("\n".join(_facts(each, symbols)) for each in nodes)
         return Card("view", (note, typed), title, "#ffffff", _DIM)
-    record, facts = node.meta[META], _facts(node, symbols)
+    record, facts = node.meta.get(META), _facts(node, symbols)
     if isinstance(record, TileMapping):
         return _analog(record, typed, facts)
     if isinstance(record, Digital):
