@@ -274,13 +274,14 @@ def _inspect(args: argparse.Namespace) -> None:
             ],
             "coverage": model.coverage.to_dict(),
             "tiles": [{**m.to_dict(), "utilisation": m.utilisation} for m in model.tiles],
+            "dataflow": model.dataflow.to_dict(),
             "ir": model.ir().splitlines(),
         }
         print(json.dumps(described, indent=2))
         return
     print(model)
     console = _console()
-    for table in (model.coverage, model.tiles):
+    for table in (model.coverage, model.tiles, model.dataflow):
         print()
         console.print(table)
     if args.html is not None:

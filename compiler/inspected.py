@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx
 from torch.fx.graph import CodeGen
@@ -21,11 +21,16 @@ from .access import View
 from .backend import BackendReport, LayerKernel
 from .build import Program, Step
 from .coverage import CoverageReport
+from .dataflow import Dataflow
 from .holder import Holder
+from .networks import to_networkx
 from .printing import format_graph
 from .region_code import RegionCode, has_regions
 from .signature import Signature
 from .tile_table import TileTable
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 OPERATORS = {call: operator for operator, call in CALLS.items()}
 
@@ -111,6 +116,15 @@ class Inspected(fx.GraphModule):
             kernel = kernel_of(weight, array.spec, array.programmed, mapping.groups)
             found.append(LayerKernel(mapping.layer, mapping.op, kernel.name, kernel.why))
         return BackendReport(found)
+
+    def to_networkx(self) -> nx.DiGraph:
+        """Directed graph for networkx; ``compiler/networks.py`` lists the attributes."""
+        return to_networkx(self)
+
+    @property
+    def dataflow(self) -> Dataflow:
+        """Critical path, layers that can run at the same time, and shared weights."""
+        return Dataflow(self.to_networkx())
 
     @property
     def history(self) -> tuple[Step, ...]:

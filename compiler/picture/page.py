@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ...runtime.target import Target
 from ..coverage import KINDS, CoverageReport, CoverageRow, count_text, steps_as_one
 from ..tile_table import TileTable
+from .dataflow import dataflow_html
 from .graph import graph_svg
 from .text import MONO, SANS, escape
 
@@ -152,6 +153,12 @@ def model_sections(model: CompiledModel) -> list[str]:
             "column blocks (outputs); groups × rows × columns are its tiles.",
         ),  # fmt: skip
         tiles_html(model.tiles),
+        *section(
+            "Dataflow",
+            "Layers that wait for each other, and layers on tiles of their own that can work at "
+            "the same time. One MVM is one input vector through the tiles of a layer.",
+        ),  # fmt: skip
+        dataflow_html(model.dataflow),
         *section("Compiled graph", "One line a node, with its shape and its tiles."),
         f"<details><summary>Show the IR</summary><pre>{escape(model.ir())}</pre></details>",
     ]
