@@ -11,6 +11,7 @@ from .compiler.archive import load
 from .compiler.attach import Attached, attach
 from .compiler.compile import compile, compiled_models
 from .compiler.coverage import CoverageReport
+from .compiler.diff import Diff, diff
 from .compiler.model import CompiledModel
 from .compiler.symbolic import SymbolicTrace
 from .passes.pipeline import DEFAULT_PASSES
@@ -31,6 +32,7 @@ __all__ = [
     "Converter",
     "ConverterRangeWarning",
     "CoverageReport",
+    "Diff",
     "GaussianDevice",
     "IdealDevice",
     "LayerInfo",
@@ -41,6 +43,7 @@ __all__ = [
     "attach",
     "compile",
     "compiled_models",
+    "diff",
     "errors",
     "load",
     "targets",
