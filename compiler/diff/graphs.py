@@ -126,16 +126,20 @@ class GraphDiff:
                 found.setdefault(str(change), []).append(node.line.name)
         return {change: tuple(names) for change, names in found.items() if len(names) > _COMMON}
 
-    def text(self, context: int = 1) -> Iterator[tuple[str, str]]:
-        """Lines with their marks: ``+``, ``-``, ``~``, ``~~`` (below a node), ``=`` (context)."""
+    def lines(self, context: int = 1) -> Iterator[tuple[str, str]]:
+        """Text, each line with its mark: ``+``, ``-``, ``~`` (changed), ``=`` (context).
+
+        Args:
+            context: equal nodes that are shown before and after each that differs.
+        """
         common = self.common
         for text, names in common.items():
-            yield "~", f"{text}   in {len(names)} nodes: {_few(names)}"
+            yield "~", f"~ {text}   in {len(names)} nodes: {_few(names)}"
         for quiet, what in _QUIET.items():
             found = [c for node in self.nodes for c in node.changes if c.field == quiet]
             if found:
                 each = list(dict.fromkeys(f"{shown(c.a)} → {shown(c.b)}" for c in found))
-                yield "~", f"{counted(len(found), 'node')} {what}: {_few(each)}"
+                yield "~", f"~ {counted(len(found), 'node')} {what}: {_few(each)}"
         told = [[c for c in _loud(node) if str(c) not in common] for node in self.nodes]
         loud = [
             node.kind in ("added", "removed") or bool(changes)
@@ -146,12 +150,12 @@ class GraphDiff:
             if not any(loud[max(0, i - context) : i + context + 1]):
                 continue
             if last >= 0 and i > last + 1:
-                yield "=", "..."
+                yield "=", "  ..."
             last = i
             mark = {"added": "+", "removed": "-"}.get(node.kind, "~" if loud[i] else "=")
-            yield mark, node.line.text
+            yield mark, f"{mark.replace('=', ' ')} {node.line.text}"
             for change in told[i]:
-                yield "~~", str(change)
+                yield "~", f"    {change}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; equal nodes are counted only."""
@@ -172,7 +176,7 @@ class GraphDiff:
         }
 
     def __str__(self) -> str:
-        return "\n".join([self.summary(), *(f"{mark:<2} {line}" for mark, line in self.text())])
+        return "\n".join([self.summary(), *(f"  {line}" for _, line in self.lines())])
 
 
 def _loud(node: NodeDiff) -> list[Change]:
@@ -229,9 +233,9 @@ def _changes(a: Line, b: Line, names: dict[str, str], steady: bool) -> Iterator[
         if moved:
             yield Change("weights", *(", ".join(side) for side in zip(*moved, strict=True)))
     if a.op == b.op:
-        old, new = _by_place(a.args), _by_place(b.args)
-        for place in dict.fromkeys((*old, *new)):
-            before, after = old.get(place), new.get(place)
+        args_a, args_b = _by_place(a.args), _by_place(b.args)
+        for place in dict.fromkeys((*args_a, *args_b)):
+            before, after = args_a.get(place), args_b.get(place)
             if before is None or after is None or _renamed(before, names) != after:
                 yield Change(place, before, after)
     if not (a.facts and b.facts):

@@ -86,7 +86,9 @@ def _signature(signature: Signature) -> dict[str, Any]:
         elif isinstance(leaf, NumberLeaf):
             inputs[f"input {name}"] = "any whole number"
         else:
-            inputs[f"input {name}"] = repr(leaf.value)
+            value = leaf.value
+            plain = value is None or isinstance(value, bool | int | float | str)
+            inputs[f"input {name}"] = repr(value) if plain else type(value).__name__
     structure: dict[str, Any] = {}
     for what, spec in (("inputs", signature.in_spec), ("outputs", signature.out_spec)):
         try:

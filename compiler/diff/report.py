@@ -74,10 +74,7 @@ class Diff:
         for name, changes in (("settings", self.settings), ("signature", self.signature)):
             yield from _section(name, [("~", str(change)) for change in changes], None)
         for graph in self.graphs:
-            rows = [
-                (mark[0], f"{'  ' if mark == '~~' else mark.replace('=', ' ')} {line}")
-                for mark, line in graph.text()
-            ]
+            rows = list(graph.lines())
             yield from _section(f"graph ({graph.label})", rows, None if most is None else 8 * most)
         by_layer: dict[str, list[RangeDiff]] = {}
         for found in self.ranges:
