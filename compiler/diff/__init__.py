@@ -14,10 +14,10 @@ from .models import (
     changed,
     diff_all_graphs,
     diff_ranges,
+    diff_signatures,
     diff_tiles,
     diff_weights,
     settings_of,
-    signatures_of,
 )
 from .report import Diff
 from .values import RangeDiff, TensorDiff, Tolerance, diff_tensors
@@ -73,7 +73,7 @@ def diff(
         a=str(a) if isinstance(a, str | Path) else "a",
         b=str(b) if isinstance(b, str | Path) else "b",
         settings=changed(settings_of(one), settings_of(other)),
-        signature=changed(signatures_of(one), signatures_of(other)),
+        signature=diff_signatures(one, other),
         graphs=graphs,
         ranges=diff_ranges(one, other, graphs, tolerance),
         weights=diff_weights(one, other, graphs, tolerance),

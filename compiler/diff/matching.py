@@ -30,7 +30,7 @@ def match(a: Sequence[Line], b: Sequence[Line]) -> Pairs:
 
 
 def _same_origin(a: Sequence[Line], b: Sequence[Line], pairs: Pairs) -> None:
-    """Match what is the same function of the same inputs and weights."""
+    """Match what is the same function of the same inputs and weights, of the same type."""
     ids: dict[Hashable, int] = {}
     of_a, of_b = _origins(a, ids), _origins(b, ids)
     free: dict[int, list[int]] = defaultdict(list)
@@ -45,7 +45,7 @@ def _origins(lines: Sequence[Line], ids: dict[Hashable, int]) -> list[int]:
     found: list[int] = []
     named: dict[str, int] = {}
     for line in lines:
-        own = (line.name,) if line.op == "input" else _identity(line)
+        own = (line.name,) if line.op == "input" else (_identity(line), line.type)
         key = (own, tuple(named.get(ref, -1) for ref in line.refs))
         named[line.name] = ids.setdefault(key, len(ids))
         found.append(named[line.name])

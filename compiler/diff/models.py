@@ -29,6 +29,8 @@ from .values import (
     compare_ranges,
 )
 
+_ALWAYS = ("programmed", "times_programmed", "calls")
+"""What there is to know of an array that is not programmed."""
 _RANGES = f"{HOME}.ranges."
 
 
@@ -68,13 +70,20 @@ def settings_of(model: CompiledModel) -> dict[str, Any]:
     return found
 
 
-def signatures_of(model: CompiledModel) -> dict[str, Any]:
-    """Inputs and outputs of each mode, by dotted names."""
-    found: dict[str, Any] = {}
-    labels = graphs_of(model)
-    for label, program in zip(labels, model._programs.values(), strict=False):
-        found |= dict(flat(_signature(program.signature), label))
-    return found
+def diff_signatures(a: CompiledModel, b: CompiledModel) -> tuple[Change, ...]:
+    """Inputs and outputs that differ, of the graphs that both have."""
+    of_a, of_b = _signatures(a), _signatures(b)
+    both = [label for label in of_a if label in of_b]
+    return changed(
+        {k: v for label in both for k, v in of_a[label].items()},
+        {k: v for label in both for k, v in of_b[label].items()},
+    )
+
+
+def _signatures(model: CompiledModel) -> dict[str, dict[str, Any]]:
+    """Inputs and outputs by the label of their graph; none if there are several graphs."""
+    programs = zip(graphs_of(model), model._programs.values(), strict=False)
+    return {label: dict(flat(_signature(p.signature), label)) for label, p in programs}
 
 
 def _signature(signature: Signature) -> dict[str, Any]:
@@ -197,6 +206,11 @@ def diff_tiles(
     for name, old, new in _partners(of_a, of_b, [graph.arrays for graph in graphs]):
         if old in of_a and new in of_b:
             (x, state), (y, other) = of_a[old], of_b[new]
+            if x is None or y is None:  # nothing to compare; why, the state tells
+                x = y = None
+                state, other = (
+                    {k: v for k, v in s.items() if k in _ALWAYS} for s in (state, other)
+                )
             found.append(compare(name, x, y, tolerance, changed(state, other)))
     return _shown(found, a, b)
 
@@ -208,8 +222,9 @@ def _arrays(model: CompiledModel) -> Iterator[tuple[str, tuple[Tensor | None, di
     for mapping in model.tiles:
         array = model._ctx.arrays[mapping.array]
         held = contents.get(mapping.array)
+        stale = "stale" if array.programmed is not None else "no"
         state: dict[str, Any] = {
-            "programmed": "yes" if held is not None else "ideal" if array.spec.is_ideal else "no",
+            "programmed": "ideal" if array.spec.is_ideal else "yes" if held else stale,
             "times_programmed": array.times_programmed,
             "calls": array.calls,
         }

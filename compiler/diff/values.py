@@ -72,7 +72,7 @@ class TensorDiff:
 
     def __str__(self) -> str:
         parts = []
-        if self.a is None or self.b is None:
+        if (self.a is None) != (self.b is None):
             parts.append(f"only in {'b' if self.a is None else 'a'}: {self.b or self.a}")
         elif self.a != self.b:
             parts.append(f"{self.a} → {self.b}")
@@ -106,6 +106,8 @@ def compare(
 ) -> TensorDiff | None:
     """Difference of two tensors; None if they are equal."""
     kinds = _kind(a), _kind(b)
+    if a is None and b is None:
+        return TensorDiff(name, None, None, changes=changes) if changes else None
     if a is None or b is None or a.shape != b.shape:
         return TensorDiff(name, *kinds, changes=changes)
     if a.is_meta or b.is_meta:
