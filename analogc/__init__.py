@@ -12,6 +12,8 @@ from .compiler.attach import Attached, attach
 from .compiler.compile import compile, compiled_models
 from .compiler.coverage import CoverageReport
 from .compiler.diff import Diff, diff
+from .compiler.evaluate import evaluate
+from .compiler.evaluation import EvaluationResult
 from .compiler.model import CompiledModel
 from .compiler.symbolic import SymbolicTrace
 from .passes.pipeline import DEFAULT_PASSES
@@ -33,6 +35,7 @@ __all__ = [
     "ConverterRangeWarning",
     "CoverageReport",
     "Diff",
+    "EvaluationResult",
     "GaussianDevice",
     "IdealDevice",
     "LayerInfo",
@@ -45,6 +48,7 @@ __all__ = [
     "compiled_models",
     "diff",
     "errors",
+    "evaluate",
     "load",
     "targets",
 ]
