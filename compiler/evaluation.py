@@ -51,8 +51,13 @@ class Statistic:
     high: float
 
     def __str__(self) -> str:
-        spread = f" ± {self.std:.2g}" if self.count > 1 else ""
-        return f"{self.mean:.4g}{spread}"
+        if self.count == 1 or not math.isfinite(self.std):
+            return f"{self.mean:.4g}"
+        # As many decimals as two figures of the deviation have.
+        decimals = max(1 - math.floor(math.log10(self.std)), 0) if self.std > 0 else 4
+        if decimals > 8 or abs(self.mean) >= 1e8:
+            return f"{self.mean:.4g} ± {self.std:.2g}"
+        return f"{self.mean:.{decimals}f} ± {self.std:.{decimals}f}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -301,6 +301,19 @@ def test_statistics_of_a_column() -> None:
 
 
 @pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([1.0], "1"), ([0.123456], "0.1235"), ([1.0, 1.0], "1.0000 ± 0.0000"),
+        ([0.82, 0.84], "0.830 ± 0.014"), ([100.0, 400.0], "250 ± 212"),
+        ([1e9, 3e9], "2e+09 ± 1.4e+09"), ([1e-12, 3e-12], "2e-12 ± 1.4e-12"),
+        ([math.nan, 1.0], "nan"), ([math.inf, 1.0], "inf"),
+    ],
+)  # fmt: skip
+def test_a_statistic_shows_two_figures_of_its_deviation(values: list[float], text: str) -> None:
+    assert str(table({0.0: values}).at(0)) == text
+
+
+@pytest.mark.parametrize(
     ("confidence", "freedom", "t"),
     [
         (0.95, 1, 12.7062), (0.95, 2, 4.30265), (0.95, 4, 2.77645), (0.95, 9, 2.26216),
