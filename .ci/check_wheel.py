@@ -13,7 +13,8 @@ def main(wheel: str) -> int:
     root = Path(__file__).resolve().parent.parent
     wanted = {"analogc/py.typed"} | {f"analogc/{p.name}" for p in (root / "analogc").glob("*.py")}
     for room in ("compiler", "passes", "runtime"):
-        wanted |= {f"analogc/{p.relative_to(root)}" for p in (root / room).rglob("*.py")}
+        for kind in ("*.py", "html/*.css", "html/*.js"):
+            wanted |= {f"analogc/{p.relative_to(root)}" for p in (root / room).rglob(kind)}
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     library = "analogc/runtime/native/_kernels."
     if not any(name.startswith(library) and name.endswith(".so") for name in held):

@@ -21,19 +21,30 @@ from ..runtime.target import Target
 from .capture import capture
 from .coverage import CoverageReport
 from .holder import Holder
-from .printing import counted, format_graph
+from .listing import Listing
+from .printing import counted
 from .signature import Signature
 from .source import Source
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """IR before and after one pass."""
+    """The graph before and after one pass."""
 
     name: str
     modified: bool
-    before: str
-    after: str
+    old: Listing
+    new: Listing
+
+    @property
+    def before(self) -> str:
+        """IR before the pass."""
+        return self.old.text
+
+    @property
+    def after(self) -> str:
+        """IR after the pass."""
+        return self.new.text
 
 
 @dataclass(slots=True)
@@ -87,14 +98,14 @@ def lower(
     """Run ``passes`` on a captured graph, whose ``get_attr`` nodes refer to ``ctx.root``."""
     start = perf_counter()
     steps: list[Step] = []
-    text, notes = format_graph(module.graph), _notes(module.graph)
+    listing, notes = Listing.of(module.graph), _notes(module.graph)
 
     def record(step: Pass, module: fx.GraphModule, modified: bool) -> None:
-        nonlocal text, notes
-        before, found = text, _notes(module.graph)
+        nonlocal listing, notes
+        before, found = listing, _notes(module.graph)
         if modified or found != notes:
-            text, notes = format_graph(module.graph), found
-        steps.append(Step(step.name, modified, before, text))
+            listing, notes = Listing.of(module.graph, before), found
+        steps.append(Step(step.name, modified, before, listing))
 
     module = pipeline.run(passes, module, ctx, record, check)
     if ctx.strict:

@@ -38,6 +38,13 @@ from .diff import diff
 from .picture.page import target_text
 from .signature import TensorLeaf
 
+_PICTURES = {
+    "html": "an interactive page about it",
+    "dot": "its graph as text for Graphviz",
+    "model-explorer": "its graph as JSON for Google's Model Explorer",
+}
+"""Options of ``inspect`` that write a file."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own); returns the exit code."""
@@ -169,7 +176,8 @@ def _add_inspect(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("file", metavar="FILE", help="what `analogc compile` wrote")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
-    parser.add_argument("--html", metavar="OUT", help="write a page with a picture of the graph")
+    for name, what in _PICTURES.items():
+        parser.add_argument(f"--{name}", metavar="OUT", help=f"write {what}")
 
 
 def _add_run(commands: Any) -> None:
@@ -281,8 +289,10 @@ def _compile(args: argparse.Namespace) -> None:
 
 def _inspect(args: argparse.Namespace) -> None:
     model = load(args.file)
-    if args.html is not None:
-        model.to_html(args.html)
+    pictures = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name in _PICTURES}
+    for name, path in pictures.items():
+        if path is not None:
+            getattr(model, f"to_{name}")(path)
     if args.json:
         inputs = zip(model.signature.names, model.signature.leaves, strict=True)
         described = {
@@ -306,8 +316,8 @@ def _inspect(args: argparse.Namespace) -> None:
     for table in (model.coverage, model.tiles, model.dataflow):
         print()
         console.print(table)
-    if args.html is not None:
-        print(f"\nwrote {args.html}")
+    for path in filter(None, pictures.values()):
+        print(f"\nwrote {path}")
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -51,10 +51,15 @@ class CoverageRow:
     @property
     def source(self) -> str:
         """``line`` with the file named from its outermost package: no folder of this machine."""
-        if self.line is None:
-            return ""
-        name, _, number = self.line.rpartition(":")
-        return f"{_in_package(name)}:{number}"
+        return source_text(self.line)
+
+
+def source_text(line: str | None) -> str:
+    """``line`` with the file named from its outermost package; empty if it is not known."""
+    if line is None:
+        return ""
+    name, _, number = line.rpartition(":")
+    return f"{_in_package(name)}:{number}"
 
 
 @cache

@@ -29,7 +29,7 @@ from .build import Program, build
 from .copying import copy_context, copy_programs
 from .holder import Holder, hold, mode_of, modules_of
 from .home import home_of, is_real, on_meta
-from .inspected import Inspected
+from .pictured import Pictured
 from .signature import ConstantLeaf
 from .source import Source
 from .structure import Structure
@@ -39,7 +39,7 @@ from .weights import WeightMap
 Mode = tuple[bool, ...]
 
 
-class CompiledModel(Inspected):
+class CompiledModel(Pictured):
     """A model whose linear and conv work runs on simulated analog tiles.
 
     Call it as the model. Its parameters and buffers are the model's own objects; the tiles follow
@@ -288,23 +288,6 @@ class CompiledModel(Inspected):
     def weights(self) -> WeightMap:
         """The weights on the tiles, by the name of the layer that uses them first."""
         return WeightMap(self, {m.layer: self._ctx.arrays[m.array] for m in self.tiles})
-
-    def to_dot(self) -> str:
-        """DOT text of the current graph, for Graphviz."""
-        from .picture import to_dot
-
-        return to_dot(self.graph)
-
-    def to_html(self, path: str | Path) -> None:
-        """Write a self-contained page: graph, coverage, tiles, and what each pass did."""
-        from .picture import to_html
-
-        Path(path).write_text(to_html(self), encoding="utf-8")
-
-    def _repr_html_(self) -> str:
-        from .picture.page import fragment
-
-        return fragment(self)
 
     # -- weights and tiles -----------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -47,8 +48,20 @@ class Symbols:
 
 def format_graph(graph: fx.Graph) -> str:
     """Text of ``graph``; parameters are written where they are used, as ``@name``."""
+    return aligned((left, right) for _, left, right in printed(graph))
+
+
+def printed(graph: fx.Graph) -> Iterator[tuple[fx.Node, str, str]]:
+    """Each node that has a line of its own, with the two sides of it."""
     symbols = Symbols()
-    lines = [_line(node, symbols) for node in graph.nodes if node.op != "get_attr"]
+    for node in graph.nodes:
+        if node.op != "get_attr":
+            yield node, *_line(node, symbols)
+
+
+def aligned(sides: Iterable[tuple[str, str]]) -> str:
+    """Text of lines ``left = right``."""
+    lines = list(sides)
     width = max((len(left) for left, _ in lines), default=0)
     return "\n".join(f"{left:<{min(width, 44)}} = {right}" for left, right in lines)
 

@@ -146,7 +146,11 @@ def module_path(node: fx.Node) -> str:
 
 def source_line(node: fx.Node) -> str | None:
     """User's source line ``file:line`` that made the node, if known."""
-    trace = node.meta.get("stack_trace")
+    return line_of(node.meta.get("stack_trace"))
+
+
+def line_of(trace: str | None) -> str | None:
+    """Innermost line ``file:line`` of a stack trace that is not torch's own."""
     if not trace:
         return None
     lines = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]

@@ -3,6 +3,5 @@
 from .chart import Series, line_chart_svg
 from .dot import to_dot
 from .graph import graph_svg
-from .page import to_html
 
-__all__ = ["Series", "graph_svg", "line_chart_svg", "to_dot", "to_html"]
+__all__ = ["Series", "graph_svg", "line_chart_svg", "to_dot"]

@@ -1,4 +1,4 @@
-"""Self-contained HTML: one page about a compiled model, and the parts that it is made of.
+"""Self-contained HTML: the parts that pages about a compiled model are made of.
 
 No scripts, nothing loaded from anywhere; everything that comes from the model is escaped.
 """
@@ -20,7 +20,7 @@ from .text import MONO, SANS, escape
 
 if TYPE_CHECKING:
     from ..build import Step
-    from ..model import CompiledModel
+    from ..inspected import Inspected
 
 _STYLE = f"""
 .analogc {{ font: 15px/1.5 {SANS}; color: #1c2733; background: #fff; text-align: left; }}
@@ -59,26 +59,35 @@ _STYLE = f"""
 .analogc .minus {{ background: #fbeae3; display: block; }}
 .analogc .skip {{ color: #66727f; display: block; }}
 """
+_DRAWN = 120
+"""Operations that a picture in a notebook may have."""
 _PAGE_STYLE = """
 body { margin: 0; background: #fff; }
 .analogc { max-width: 1380px; margin: 0 auto; padding: 34px 28px 60px; box-sizing: border-box; }
 """
 
 
-def to_html(model: CompiledModel) -> str:
-    """Whole page about ``model``: summary, graph, coverage, tiles, IR and what each pass did."""
-    return page(f"analogc: {model.target.name}", fragment(model))
+def fragment(model: Inspected) -> str:
+    """Compact form for a notebook: figures, coverage, and the graph if it is not too large.
 
-
-def fragment(model: CompiledModel) -> str:
-    """The same for a notebook: no ``<html>``, styles that reach nothing outside."""
+    No ``<html>``, styles that reach nothing outside.
+    """
     mode = "training" if model.training else "eval"
     body = [
         f"<h1>Compiled for {escape(model.target.name)}</h1>",
         f"<p>{escape(target_text(model.target))}; graph of {mode} mode.</p>",
         model_facts(model),
-        *model_sections(model),
+        f"<details><summary>Coverage: {escape(model.coverage.summary())}</summary>"
+        f"{coverage_html(model.coverage)}</details>",
     ]
+    graphs = [module.graph for module in model.graphs]
+    if sum(node.op == "call_function" for graph in graphs for node in graph.nodes) <= _DRAWN:
+        body += [
+            f'<details open><summary>Graph</summary><div class="figure wide">{graph_svg(graph)}'
+            "</div></details>"
+            for graph in graphs
+        ]
+    body.append("<p><code>compiled.to_html(path)</code> writes the interactive page.</p>")
     return wrap(body)
 
 
@@ -122,7 +131,7 @@ def facts(pairs: Iterable[tuple[str, str]]) -> str:
     return f'<div class="facts">{"".join(cells)}</div>'
 
 
-def model_facts(model: CompiledModel) -> str:
+def model_facts(model: Inspected) -> str:
     """The figures that sum a model up."""
     coverage, tiles = model.coverage, model.tiles
     return facts(
@@ -136,7 +145,7 @@ def model_facts(model: CompiledModel) -> str:
     )
 
 
-def model_sections(model: CompiledModel) -> list[str]:
+def model_sections(model: Inspected) -> list[str]:
     """Graph, coverage, tiles, IR and passes, each with a heading."""
     parts = [
         *section(
@@ -164,7 +173,7 @@ def model_sections(model: CompiledModel) -> list[str]:
     ]
     if model.history:
         parts += section("Passes", "What each pass changed in the graph.")
-        parts += [_step(step) for step in model.history]
+        parts += [step_html(step) for step in model.history]
     return parts
 
 
@@ -263,7 +272,8 @@ def tiles_html(tiles: TileTable) -> str:
     return f"<p>{escape(tiles.summary())}</p>" + table(header, rows, 2)
 
 
-def _step(step: Step) -> str:
+def step_html(step: Step) -> str:
+    """What a pass changed in the printed form, folded."""
     name = f"<code>{escape(step.name)}</code>"
     if step.before == step.after:
         return f"<details><summary>{name}<em>no change</em></summary></details>"

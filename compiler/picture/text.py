@@ -13,11 +13,10 @@ _NARROW, _BROAD = "fijlrtI.,:;|!'()[]{} -", "mwMWABCDEGHNOQRSUVXYZ@%"
 def escape(value: object) -> str:
     """Text of ``value`` that is safe in HTML and SVG, in attributes too.
 
-    Control characters, which XML cannot hold, become a replacement character.
+    Control characters, which XML cannot hold, and halves of surrogate pairs, which no file can,
+    become a replacement character.
     """
-    text = "".join(
-        c if c >= " " or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(value)
-    )
+    text = "".join("\N{REPLACEMENT CHARACTER}" if _is_odd(c) else c for c in str(value))
     return html.escape(text, quote=True)
 
 
@@ -34,3 +33,7 @@ def width_of(text: str, size: float, mono: bool = False, bold: bool = False) -> 
         return 0.61 * size * len(text)
     units = sum(0.37 if c in _NARROW else 0.83 if c in _BROAD else 0.61 for c in text)
     return units * size * (1.12 if bold else 1.0)
+
+
+def _is_odd(character: str) -> bool:
+    return (character < " " and character not in "\n\t") or "\ud800" <= character <= "\udfff"

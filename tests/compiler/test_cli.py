@@ -214,8 +214,11 @@ def test_inspect_as_json(call: Call, compiled: str) -> None:
 
 
 def test_inspect_writes_a_page(call: Call, compiled: str, folder: Path) -> None:
-    code, out, _ = call("inspect", compiled, "--html", "m.html")
-    assert code == 0 and "wrote m.html" in out
+    code, out, _ = call("inspect", compiled, "--html", "m.html", "--dot", "m.dot")
+    assert code == 0 and "wrote m.html" in out and "wrote m.dot" in out
+    assert (folder / "m.dot").read_text(encoding="utf-8").startswith("digraph")
+    assert call("inspect", compiled, "--model-explorer", "m.json", "--json")[0] == 0
+    assert json.loads((folder / "m.json").read_text(encoding="utf-8"))["graphs"]
     assert (folder / "m.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 

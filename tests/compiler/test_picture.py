@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import analogc
-from analogc.compiler.picture import Series, graph_svg, line_chart_svg, to_dot, to_html
+from analogc.compiler.picture import Series, graph_svg, line_chart_svg
 from analogc.compiler.picture.chart import ticks
 from analogc.compiler.picture.graph import shade
 from analogc.compiler.picture.layout import Layout, layered
@@ -207,7 +207,6 @@ def test_an_empty_graph_can_be_drawn() -> None:
     graph = fx.Graph()
     graph.output(())
     assert "output" in texts(graph_svg(graph))
-    assert "output" in to_dot(graph)
 
 
 # -- chart ----------------------------------------------------------------------------------------
@@ -309,23 +308,6 @@ def check_page(html: str) -> Page:
     return page
 
 
-def test_the_page_is_self_contained_and_says_it_all(compiled: analogc.CompiledModel) -> None:
-    html = to_html(compiled)
-    page = check_page(html)
-    for wanted in ("generic-8bit", "Coverage", "Tiles", "stem", "75.0 %"):
-        assert wanted in page.text
-    assert compiled.ir() in page.text
-    for step in compiled.history:
-        assert step.name in page.text
-    assert page.tags.count("svg") == 1
-
-
-def test_to_html_writes_the_page(compiled: analogc.CompiledModel, tmp_path: Path) -> None:
-    compiled.to_html(tmp_path / "page.html")
-    assert (tmp_path / "page.html").read_text(encoding="utf-8") == to_html(compiled)
-    compiled.to_html(str(tmp_path / "again.html"))
-
-
 def test_the_notebook_form_styles_only_itself(compiled: analogc.CompiledModel) -> None:
     html = compiled._repr_html_()
     check_page(html)
@@ -335,16 +317,28 @@ def test_the_notebook_form_styles_only_itself(compiled: analogc.CompiledModel) -
     assert all(part.strip().startswith(".analogc") for rule in rules for part in rule.split(","))
 
 
-def test_a_digital_layer_has_its_reason_on_the_page() -> None:
+def test_the_notebook_form_has_figures_coverage_and_the_graph(
+    compiled: analogc.CompiledModel,
+) -> None:
+    html = compiled._repr_html_()
+    page = check_page(html)
+    for wanted in ("generic-8bit", "Coverage", "stem", "conv2d"):
+        assert wanted in page.text
+    assert page.tags.count("svg") == 1
+    assert len(html) < 40_000
+
+
+def test_the_notebook_form_of_a_large_model_leaves_the_graph_out() -> None:
+    layers = [nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(80)]
+    model = analogc.compile(nn.Sequential(*layers).eval(), (torch.randn(1, 4),), target="ideal")
+    html = model._repr_html_()
+    assert "<svg" not in html and "to_html" in html
+    assert len(html) < 120_000
+
+
+def test_a_digital_layer_has_its_reason_in_the_notebook() -> None:
     model = analogc.compile(Residual().eval(), (torch.randn(2, 1, 6, 6),), select=["head"])
-    page = check_page(to_html(model))
-    assert "kept digital by select=" in page.text
-
-
-def test_a_loaded_model_has_a_page_too(compiled: analogc.CompiledModel, tmp_path: Path) -> None:
-    compiled.save(tmp_path / "m.analogc")
-    page = check_page(to_html(analogc.load(tmp_path / "m.analogc")))
-    assert "Passes" not in page.text and "stem" in page.text
+    assert "kept digital by select=" in check_page(model._repr_html_()).text
 
 
 NASTY = "<script>alert('x')</script>&\""
@@ -361,27 +355,13 @@ def test_names_from_the_model_are_escaped() -> None:
     target = analogc.targets.generic_8bit().replace(name=NASTY)
     model = analogc.compile(Residual().eval(), (torch.randn(2, 1, 6, 6),), target=target)
     assert list(nasty_graph(model.graph))
-    page = check_page(to_html(model))
+    page = check_page(model._repr_html_())
     assert NASTY in page.text
-    check_page(model._repr_html_())
     ET.fromstring(graph_svg(model.graph))
 
 
 def test_escape_and_clip() -> None:
     assert escape("<a & 'b'>") == "&lt;a &amp; &#x27;b&#x27;&gt;"
-    assert escape("a\x00b") == "a\N{REPLACEMENT CHARACTER}b"
+    assert escape("a\x00b\ud800") == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}"
     assert clip("abcdef", 4) == "abc…" and clip("abcdef", 4, tail=True) == "…def"
     assert clip("abcd", 4) == "abcd"
-
-
-# -- DOT ------------------------------------------------------------------------------------------
-
-
-def test_dot_text_has_all_boxes_and_edges(compiled: analogc.CompiledModel) -> None:
-    dot = compiled.to_dot()
-    assert dot.startswith("digraph analogc {") and dot.endswith("}\n")
-    assert '"x" -> ' in dot and dot.count(" -> ") == 10
-    assert '"conv\\nconv2d, 1x3x1 tiles, 75.0 % used\\n%' in dot
-    assert "running_mean" not in dot
-    for line in dot.splitlines()[2:-1]:
-        assert line.endswith(";") and line.count('"') % 2 == 0
