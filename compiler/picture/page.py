@@ -79,6 +79,7 @@ def fragment(model: Inspected) -> str:
         model_facts(model),
         f"<details><summary>Coverage: {escape(model.coverage.summary())}</summary>"
         f"{coverage_html(model.coverage)}</details>",
+        f"<details><summary>Dataflow</summary>{dataflow_html(model.dataflow)}</details>",
     ]
     graphs = [module.graph for module in model.graphs]
     if sum(node.op == "call_function" for graph in graphs for node in graph.nodes) <= _DRAWN:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import json
 from collections.abc import Callable
@@ -226,12 +227,18 @@ def test_a_model_without_layers_has_no_path() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_reports_hold_what_the_text_says(name: str) -> None:
+def test_reports_hold_what_the_text_says(name: str, tmp_path: Path) -> None:
     model = compiled(name)
     data = json.loads(json.dumps(model.dataflow.to_dict()))
     assert set(data["critical_path"]) == set(COSTS)
     assert sum(map(len, data["levels"])) == len(model.coverage.analog)
-    assert model.dataflow.summary() in model._repr_html_().replace("&#x27;", "'")
+    model.to_html(tmp_path / "m.html")
+    for page in (model._repr_html_(), (tmp_path / "m.html").read_text()):
+        assert all(text in page for text in (model.dataflow.summary(), *texts(model)))
+
+
+def texts(model: analogc.CompiledModel) -> list[str]:
+    return [html.escape(who) for _, who in model.dataflow.lines()]
 
 
 def test_an_unknown_cost_is_named() -> None:
