@@ -14,12 +14,12 @@ from .lines import Line, read
 from .matching import in_order, match, renamed
 
 _QUIET = {
-    "name": "renamed",
-    "weights": "use weights of other names",
-    "module": "are in other modules",
-    "tiles.first_tile": "have other tile ids",
+    "name": "name",
+    "weights": "names of weights",
+    "module": "module",
+    "tiles.first_tile": "first tile id",
 }
-"""Fields that a change elsewhere takes along, and what is said of the nodes concerned: they are
+"""Fields that a change elsewhere takes along, and what they are called: the nodes concerned are
 counted, not shown one by one."""
 _FOLLOW = ("tiles.layer", "tiles.array", "tiles.macs", "digital.macs")
 """Fields that are not shown if the node has another type or weight, from which they follow."""
@@ -139,7 +139,7 @@ class GraphDiff:
             found = [c for node in self.nodes for c in node.changes if c.field == quiet]
             if found:
                 each = list(dict.fromkeys(f"{shown(c.a)} → {shown(c.b)}" for c in found))
-                yield "~", f"~ {counted(len(found), 'node')} {what}: {_few(each)}"
+                yield "~", f"~ {what} of {counted(len(found), 'node')}: {_few(each)}"
         told = [[c for c in _loud(node) if str(c) not in common] for node in self.nodes]
         loud = [
             node.kind in ("added", "removed") or bool(changes)

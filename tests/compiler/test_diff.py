@@ -249,7 +249,10 @@ def test_a_layer_more_is_one_node_more_and_its_weights() -> None:
     # All layers but the new one are the same as before, under another name.
     assert {diff.name for diff in found.weights} == {"2.weight", "2.bias"}
     text = str(found)
-    assert "operand 0: %relu → %relu_1" in text and "4 nodes are in other modules" in text
+    assert (
+        "operand 0: %relu → %relu_1" in text
+        and "module of 4 nodes: 2 → 4; 3 → 5; 4 → 6; 5 → 7" in text
+    )
     assert "2.weight  only in b: f32[7, 7]" in text
 
 
