@@ -11,6 +11,9 @@ from .compiler.archive import load
 from .compiler.attach import Attached, attach
 from .compiler.compile import compile, compiled_models
 from .compiler.coverage import CoverageReport
+from .compiler.diff import Diff, diff
+from .compiler.evaluate import evaluate
+from .compiler.evaluation import EvaluationResult
 from .compiler.model import CompiledModel
 from .compiler.symbolic import SymbolicTrace
 from .passes.pipeline import DEFAULT_PASSES
@@ -33,6 +36,8 @@ __all__ = [
     "Converter",
     "ConverterRangeWarning",
     "CoverageReport",
+    "Diff",
+    "EvaluationResult",
     "GaussianDevice",
     "IdealDevice",
     "LayerInfo",
@@ -45,7 +50,9 @@ __all__ = [
     "compile",
     "compiled_models",
     "devices",
+    "diff",
     "errors",
+    "evaluate",
     "load",
     "targets",
 ]

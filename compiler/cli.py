@@ -1,7 +1,7 @@
-"""The command line: ``analogc compile | inspect | run | opt | targets | demo``.
+"""The command line: ``analogc compile | inspect | run | diff | opt | targets | demo``.
 
 Exit codes: 0 done, 1 a fault in what was given (one message, no traceback), 2 wrong usage, 130
-interrupted.
+interrupted. Of ``diff``, as of diff(1): 0 equal, 1 different, 2 a fault.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from .cli_inputs import (
     write_tensors,
 )
 from .compile import compile
+from .diff import diff
 from .picture.page import target_text
 from .signature import TensorLeaf
 
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            args.command(args)
+            code: int | None = args.command(args)
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("analogc: interrupted", file=sys.stderr)
@@ -71,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = str(err) if known else f"{type(err).__name__}: {err}"
         hint = "" if known else "\n  (--debug shows the traceback)"
         print(f"analogc: error: {what}{hint}", file=sys.stderr)
-        return 1
-    return 0
+        return int(args.fault)
+    return code or 0
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -96,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     _add_run(commands)
     _add_opt(commands)
+
+    _add_diff(commands)
     _add_targets(commands)
     _add_demo(commands)
     return parser
@@ -111,7 +114,7 @@ def _command(
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(command=function)
+    parser.set_defaults(command=function, fault=1)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -233,6 +236,26 @@ def _add_opt(commands: Any) -> None:
     parser.add_argument("--timing", action="store_true", help="print how long each pass took")
 
 
+def _add_diff(commands: Any) -> None:
+    parser = _command(
+        commands, "diff", _diff, "show what differs between two compiled files",
+        "analogc diff before.analogc after.analogc --rtol 1e-3",
+    )  # fmt: skip
+    parser.set_defaults(fault=2)
+    for name in ("a", "b"):
+        parser.add_argument(name, metavar=name.upper(), help="what `analogc compile` wrote")
+    parser.add_argument(
+        "--rtol", type=float, default=0.0, metavar="SHARE",
+        help="difference of numbers that is allowed, as a share of the largest of their tensor, of "
+        "a converter range of itself (default: 0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--atol", type=float, default=0.0, metavar="X", help="difference allowed besides"
+    )
+    parser.add_argument("--all", action="store_true", help="show all, not the biggest only")
+    parser.add_argument("--json", action="store_true", help="print it as JSON: all of it")
+
+
 def _add_targets(commands: Any) -> None:
     parser = _command(
         commands, "targets", _targets, "list the targets",
@@ -313,13 +336,14 @@ def _inspect(args: argparse.Namespace) -> None:
             ],
             "coverage": model.coverage.to_dict(),
             "tiles": [{**m.to_dict(), "utilisation": m.utilisation} for m in model.tiles],
+            "dataflow": model.dataflow.to_dict(),
             "ir": model.ir().splitlines(),
         }
         print(json.dumps(described, indent=2))
         return
     print(model)
     console = _console()
-    for table in (model.coverage, model.tiles):
+    for table in (model.coverage, model.tiles, model.dataflow):
         print()
         console.print(table)
     if model.target.device.drifts:
@@ -387,6 +411,18 @@ def _opt(args: argparse.Namespace) -> None:
     from .mlir.opt import command
 
     command(args)
+
+
+def _diff(args: argparse.Namespace) -> int:
+    found = diff(args.a, args.b, rtol=args.rtol, atol=args.atol)
+    most = None if args.all else 10
+    if args.json:
+        print(found.to_json())
+    elif sys.stdout.isatty():
+        _console().print(found.rich(most), soft_wrap=True)
+    else:
+        print(found.text(most))
+    return int(bool(found))
 
 
 def _targets(args: argparse.Namespace) -> None:

@@ -22,14 +22,18 @@ from .access import View
 from .backend import BackendReport, LayerKernel
 from .build import Program, Step
 from .coverage import CoverageReport
+from .dataflow import Dataflow
 from .holder import Holder
 from .lookups import short_lookups
+from .networks import to_networkx
 from .printing import format_graph
 from .region_code import RegionCode, has_regions
 from .signature import Signature
 from .tile_table import TileTable
 
 if TYPE_CHECKING:
+    import networkx as nx
+
     from .mlir.execute import Engine
     from .mlir.module import Level, MlirModule
 
@@ -121,6 +125,15 @@ class Inspected(fx.GraphModule):
             kernel = kernel_of(weight, array.spec, array.programmed, mapping.groups)
             found.append(LayerKernel(mapping.layer, mapping.op, kernel.name, kernel.why))
         return BackendReport(found)
+
+    def to_networkx(self) -> nx.DiGraph:
+        """Directed graph for networkx; ``compiler/networks.py`` lists the attributes."""
+        return to_networkx(self)
+
+    @property
+    def dataflow(self) -> Dataflow:
+        """Critical path, layers that can run at the same time, and shared weights."""
+        return Dataflow(self.to_networkx())
 
     @property
     def history(self) -> tuple[Step, ...]:

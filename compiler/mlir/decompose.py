@@ -290,9 +290,7 @@ def _same_values(x: Tensor, size: Any, stride: Any, offset: Any = None) -> Any:
     return x if plain and all(n == 1 or a == b for n, a, b in steps) else NotImplemented
 
 
-def _finish(
-    module: fx.GraphModule, model: Inspected, arguments: tuple[Argument, ...]
-) -> None:
+def _finish(module: fx.GraphModule, model: Inspected, arguments: tuple[Argument, ...]) -> None:
     """Put the records back on the layers; refuse what writes its inputs."""
     original = {node.name: node for node in model.graph.nodes}
     graph = module.graph

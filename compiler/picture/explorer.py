@@ -17,6 +17,7 @@ from typing import Any
 
 from ..build import Step
 from ..inspected import Inspected
+from .dataflow import dataflow_html
 from .explorer_data import model_data
 from .page import coverage_html, step_html, target_text
 from .text import escape
@@ -52,7 +53,11 @@ def explorer(model: Inspected) -> str:
             _GRAPH,
             _TILES,
             *_panel("layers", '<div id="layer-charts"></div>'),
-            *_panel("coverage", coverage_html(model.coverage), "text"),
+            *_panel(
+                "coverage",
+                f"{coverage_html(model.coverage)}<h2>Dataflow</h2>{dataflow_html(model.dataflow)}",
+                "text",
+            ),
             *_panel("passes", "\n".join(_passes(model)), "text"),
             *_panel("ir", f"<pre>{escape(model.ir())}</pre>", "text"),
             f'<script type="application/json" id="data">{as_json(model_data(model))}</script>',

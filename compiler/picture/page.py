@@ -15,6 +15,7 @@ from ...runtime.devices import GaussianDevice
 from ...runtime.target import Target
 from ..coverage import KINDS, CoverageReport, CoverageRow, count_text, steps_as_one
 from ..tile_table import TileTable
+from .dataflow import dataflow_html
 from .graph import graph_svg
 from .text import MONO, SANS, escape
 
@@ -79,6 +80,7 @@ def fragment(model: Inspected) -> str:
         model_facts(model),
         f"<details><summary>Coverage: {escape(model.coverage.summary())}</summary>"
         f"{coverage_html(model.coverage)}</details>",
+        f"<details><summary>Dataflow</summary>{dataflow_html(model.dataflow)}</details>",
     ]
     graphs = [module.graph for module in model.graphs]
     if sum(node.op == "call_function" for graph in graphs for node in graph.nodes) <= _DRAWN:
@@ -179,6 +181,12 @@ def model_sections(model: Inspected) -> list[str]:
             "column blocks (outputs); groups × rows × columns are its tiles.",
         ),  # fmt: skip
         tiles_html(model.tiles),
+        *section(
+            "Dataflow",
+            "Layers that wait for each other, and layers on tiles of their own that can work at "
+            "the same time. One MVM is one input vector through the tiles of a layer.",
+        ),  # fmt: skip
+        dataflow_html(model.dataflow),
         *section("Compiled graph", "One line a node, with its shape and its tiles."),
         f"<details><summary>Show the IR</summary><pre>{escape(model.ir())}</pre></details>",
     ]

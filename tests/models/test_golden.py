@@ -23,6 +23,8 @@ from torch import Tensor, fx, nn
 
 import analogc
 from analogc import TileMapping, TileSpec
+from analogc.compiler.diff import diff_tensors, diff_texts
+from analogc.compiler.diff.lines import read
 from analogc.passes.verify import OPS
 from analogc.runtime.spec import parse
 
@@ -184,11 +186,19 @@ def ranges(compiled: analogc.CompiledModel) -> dict[str, Tensor]:
 
 def compare(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float = TOLERANCE) -> None:
     """Raise AssertionError if any tensor is further off than ``tolerance`` of its largest value."""
-    assert got.keys() == want.keys()
-    for name, value in want.items():
-        assert got[name].shape == value.shape, name
-        error = float((got[name] - value).abs().max())
-        assert error <= tolerance * float(value.abs().max()), f"{name} is off by {error:.3g}"
+    found = diff_tensors(want, got, rtol=tolerance)
+    if found:
+        first, rows = found[0], [f"  {diff.name}  {diff}" for diff in found]
+        off = "is missing or new" if first.max_abs is None else f"is off by {first.max_abs:.3g}"
+        raise AssertionError("\n".join([f"{first.name} {off}; stored → found:", *rows]))
+
+
+def compare_ir(got: str, want: str) -> None:
+    """Raise AssertionError if the printed graph is another one, with what differs node by node."""
+    found = diff_texts(want, got)
+    if not found.equal:
+        raise AssertionError(f"the graph is not the stored one: {found}")
+    assert got == want
 
 
 class Stored:
@@ -258,7 +268,7 @@ def regenerate(name: str, files: Stored) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_ir_is_the_stored_one(name: str, target: str, stored: Stored) -> None:
     compiled = compile_model(name, target, stored.read()["input"])
-    assert compiled.ir() + "\n" == stored.text_path(target).read_text()
+    compare_ir(compiled.ir() + "\n", stored.text_path(target).read_text())
 
 
 def test_inputs_and_seeds_are_the_stored_ones(name: str, stored: Stored) -> None:
@@ -325,6 +335,41 @@ def test_one_adc_step_in_the_last_layer_shows_in_the_output(name: str, stored: S
     want = outputs_of("generic-8bit", stored)
     with pytest.raises(AssertionError, match="output is off by"):
         compare({"output": found["output"]}, {"output": want["output"]})
+
+
+def test_a_changed_graph_is_told_node_by_node() -> None:
+    want = Stored("residual").text_path("generic-8bit").read_text()
+    rows = want.splitlines()
+    (place,) = (i for i, row in enumerate(rows) if row.startswith("%relu_1:"))
+    rows[place] = rows[place].replace("aten.relu", "aten.gelu")
+    rows[0] = rows[0].replace("[2, 3, 8, 8]", "[4, 3, 8, 8]")
+    with pytest.raises(AssertionError) as failure:
+        compare_ir("\n".join(rows) + "\n", want)
+    lines = str(failure.value).splitlines()
+    total = len(read(want))
+    assert lines[0].endswith(f"0 added, 0 removed, 2 changed, {total - 2} equal")
+    assert "      type: f64[2, 3, 8, 8] → f64[4, 3, 8, 8]" in lines
+    (told,) = (i for i, line in enumerate(lines) if line.startswith("  ~ %relu_1:"))
+    assert lines[told + 1].strip() == "op: aten.relu → aten.gelu"
+    assert len(lines) < 12  # the changed nodes with their neighbours, not the whole graph
+
+
+def test_wrong_numbers_are_told_the_worst_first() -> None:
+    want = outputs_of("generic-8bit", Stored("mlp"))
+    got = {name: value.clone() for name, value in want.items()}
+    got["layer.linear"][2, 3] += 1e-3
+    got["output"][0] += 1
+    got["new"] = torch.ones(2)
+    del got["layer.linear_2"]
+    with pytest.raises(AssertionError) as failure:
+        compare(got, want)
+    lines = str(failure.value).splitlines()
+    assert lines[0] == "layer.linear_2 is missing or new; stored → found:"
+    assert [line.split()[0] for line in lines[1:]] == [
+        "layer.linear_2", "new", "output", "layer.linear",
+    ]  # fmt: skip
+    assert "10 of 60 values, by at most 1 " in lines[3]
+    assert "1 of 240 values, by at most 0.001 " in lines[4] and lines[4].endswith("at [2, 3]")
 
 
 def test_8_bit_outputs_are_near_the_ideal_ones_and_noise_adds_to_the_error(

@@ -274,7 +274,10 @@ def test_layers_of_any_operand_run() -> None:
             want = compiled(x)
         for engine in ("native", "callbacks"):
             torch.testing.assert_close(
-                compiled.run_mlir(x, engine=engine), want, rtol=0, atol=1e-5  # type: ignore[arg-type]
+                compiled.run_mlir(x, engine=engine),
+                want,
+                rtol=0,
+                atol=1e-5,  # type: ignore[arg-type]
             )
 
 
