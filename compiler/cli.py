@@ -1,4 +1,4 @@
-"""The command line: ``analogc compile | inspect | run | targets | demo``.
+"""The command line: ``analogc compile | inspect | run | opt | targets | demo``.
 
 Exit codes: 0 done, 1 a fault in what was given (one message, no traceback), 2 wrong usage, 130
 interrupted.
@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from ..runtime import targets
 from ..runtime.errors import AnalogcError, InputError
+from ..runtime.extras import require
 from .archive import load
 from .cli_inputs import (
     calibration_batches,
@@ -94,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compile(commands)
     _add_inspect(commands)
     _add_run(commands)
+    _add_opt(commands)
     _add_targets(commands)
     _add_demo(commands)
     return parser
@@ -200,8 +202,35 @@ def _add_run(commands: Any) -> None:
         "as they were programmed when the file was written)",
     )  # fmt: skip
     parser.add_argument(
+        "--time", type=float, metavar="SECONDS",
+        help="after programming, for devices that drift (default: as the file was written)",
+    )  # fmt: skip
+    parser.add_argument(
         "--output", metavar="OUT", help="write the outputs: .npy for one, .safetensors for any"
     )
+
+
+def _add_opt(commands: Any) -> None:
+    parser = _command(
+        commands, "opt", _opt, "run passes on an MLIR module",
+        "analogc opt --passes split-to-tiles,expand-analog,canonicalize,cse model.mlir -o out.mlir",
+    )  # fmt: skip
+    parser.add_argument("file", metavar="FILE", help="MLIR text or bytecode; - for standard input")
+    parser.add_argument(
+        "--passes", metavar="TEXT", required=True,
+        help="split-to-tiles, expand-analog, outline-analog-to-calls and MLIR's own, with commas",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", metavar="OUT",
+        help="file to write: bytecode if it ends in .mlirbc, else text (default: standard output)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--locations", action="store_true", help="write source locations into the text"
+    )
+    parser.add_argument(
+        "--print-between", action="store_true", help="print the module after each pass"
+    )
+    parser.add_argument("--timing", action="store_true", help="print how long each pass took")
 
 
 def _add_targets(commands: Any) -> None:
@@ -293,6 +322,8 @@ def _inspect(args: argparse.Namespace) -> None:
     for table in (model.coverage, model.tiles):
         print()
         console.print(table)
+    if model.target.device.drifts:
+        print(f"\n{model.weights}")
     for path in filter(None, pictures.values()):
         print(f"\nwrote {path}")
 
@@ -302,6 +333,8 @@ def _run(args: argparse.Namespace) -> None:
     if args.seed is not None:
         torch.manual_seed(args.seed)
         model.program(args.seed)
+    if args.time is not None:
+        model.drift_to(args.time)
     positional, named = call_inputs(model, args.input, args.data)
     start = time.perf_counter()
     with torch.no_grad():
@@ -349,6 +382,13 @@ def _statistics(value: Tensor) -> list[str]:
     return [f"{float(f):.4g}" for f in (x.mean(), x.std(correction=0), x.min(), x.max())]
 
 
+def _opt(args: argparse.Namespace) -> None:
+    require("torch_mlir", "mlir")
+    from .mlir.opt import command
+
+    command(args)
+
+
 def _targets(args: argparse.Namespace) -> None:
     names = targets.names() if args.name is None else (args.name,)
     found = {name: targets.get(name) for name in names}
@@ -358,6 +398,8 @@ def _targets(args: argparse.Namespace) -> None:
         return
     for name, target in found.items():
         print(f"{name}\n  {targets.summary(name)}\n  {target_text(target)}")
+        if cited := targets.source(name):
+            print(f"  Source: {cited}")
 
 
 def _demo(args: argparse.Namespace) -> None:

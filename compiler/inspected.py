@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx
 from torch.fx.graph import CodeGen
@@ -22,10 +23,15 @@ from .backend import BackendReport, LayerKernel
 from .build import Program, Step
 from .coverage import CoverageReport
 from .holder import Holder
+from .lookups import short_lookups
 from .printing import format_graph
 from .region_code import RegionCode, has_regions
 from .signature import Signature
 from .tile_table import TileTable
+
+if TYPE_CHECKING:
+    from .mlir.execute import Engine
+    from .mlir.module import Level, MlirModule
 
 OPERATORS = {call: operator for operator, call in CALLS.items()}
 
@@ -45,7 +51,10 @@ class Inspected(fx.GraphModule):
         # own codegen knows the structure, for fx.Interpreter and torch.export.
         structured = self._graph._codegen
         graph = self._graph
-        graph._codegen = RegionCode(graph) if has_regions(graph) else CodeGen()
+        graph._codegen = codegen = RegionCode(graph) if has_regions(graph) else CodeGen()
+        shown = codegen._body_transformer
+        root = self.__dict__.get("_root", self)
+        codegen._body_transformer = short_lookups(graph, root, shown)
         kind = type(self)
         layers = [node for node in self._graph.nodes if node.target in CALLS]
         try:
@@ -56,6 +65,7 @@ class Inspected(fx.GraphModule):
             for node in layers:
                 node.target = OPERATORS.get(node.target, node.target)
         function = kind.__dict__["forward"]
+        codegen._body_transformer = shown
         code = super().recompile()
         self._graph._codegen = structured
         # fx puts the graph's function and its own __call__ on the class made for this object;
@@ -125,6 +135,52 @@ class Inspected(fx.GraphModule):
     def ir(self) -> str:
         """Printed form of the current graph: one line a node, with shapes and tiles."""
         return format_graph(self.graph)
+
+    def to_mlir(
+        self, level: Level = "analog", weights: str | Path = "args", programmed: bool | None = None
+    ) -> MlirModule:
+        """The current graph in MLIR, as a function ``main``; needs the extra ``mlir``.
+
+        Args:
+            level: ``"torch"``: the torch dialect, layers as operators. ``"analog"``: layers as
+                opaque operations of the dialect ``analog``, digital work in linalg. ``"linalg"``:
+                layers expanded, too.
+            weights: ``"args"``: weights and converter ranges are arguments of the function, each
+                with its name. ``"inline"``: constants of those names. The path of a .safetensors
+                file: arguments, and their values go to that file.
+            programmed: layers get what their tiles hold, with all programming errors, and its
+                scale, in place of weights that the function itself writes into ideal devices.
+                Default: at level linalg, if the devices are not ideal.
+
+        Raises:
+            UnsupportedError: it is in training mode, or an operator (linalg: or a setting of a
+                layer, such as output noise) has no lowering; the message says where.
+        """
+        from .mlir.emit import to_mlir
+
+        return to_mlir(self, level, weights, programmed)
+
+    def run_mlir(self, *args: Any, engine: Engine = "native", **kwargs: Any) -> Any:
+        """Run the model as MLIR; same arguments and result as the model, without gradients.
+
+        It is emitted and compiled at the first call, and again when the graph changed. Weights are
+        the live ones in every call.
+
+        Args:
+            args: inputs of the model.
+            engine: ``"native"``: level linalg by torch-mlir's execution engine, simple loops.
+                ``"callbacks"``: level analog, so that layers run on the tiles of this model, their
+                noise included. ``"iree"``: level linalg by IREE; needs the extra ``iree``.
+            kwargs: inputs of the model.
+        """
+        from .mlir.emit import check
+        from .mlir.execute import run_mlir
+
+        check(self)
+        return run_mlir(self, engine, args, kwargs)
+
+    def _follow_changes(self, inputs: Any) -> None:
+        """Bring the graph up to date with the model, for a call with ``inputs``."""
 
     def __str__(self) -> str:
         mode = "train" if self.training else "eval"

@@ -19,6 +19,7 @@ from ..passes.derive_weights import HOME
 from ..passes.emit import fake_mode
 from ..runtime.calibrate import calibrate, is_uncalibrated
 from ..runtime.converters import is_number
+from ..runtime.devices.base import warn_of_time
 from ..runtime.errors import InputError, SyncError, UnsupportedError
 from ..runtime.guard import Access
 from ..runtime.target import Calibration
@@ -102,16 +103,19 @@ class CompiledModel(Pictured):
             # Changes are followed at the start of a trace; holds() then leaves guards on what it
             # looks at, so that the next change starts another trace.
             _follow_while_tracing(self._ctx.uid)
+        self._follow_changes((args, kwargs))
+        signature = self._program.signature
+        flat = signature.flatten(args, kwargs)
+        function = self._shape_function if self._unready else self._function
+        return signature.unflatten(function(self._root, *flat), args, kwargs)
+
+    def _follow_changes(self, inputs: Any) -> None:
         if not self._structure.holds():
             self._follow_structure(self.auto_sync)
         if self._root._analogc_mode.dirty:
             self._enter_mode()
         if self._unready:
-            self._check_ready((args, kwargs))
-        signature = self._program.signature
-        flat = signature.flatten(args, kwargs)
-        function = self._shape_function if self._unready else self._function
-        return signature.unflatten(function(self._root, *flat), args, kwargs)
+            self._check_ready(inputs)
 
     def takes(self, *args: Any, **kwargs: Any) -> bool:
         """True if the current graph was captured for inputs like these: structure and sizes."""
@@ -343,6 +347,7 @@ class CompiledModel(Pictured):
         if not is_number(seconds) or seconds < 0:
             raise InputError(f"drift_to() takes a time >= 0 [s], got {seconds!r}")
         self._require_weights()
+        warn_of_time(self.target.device, seconds)
         for _, array, weight in self._live_weights():
             if not array.spec.is_ideal:
                 array.drift_to(weight, float(seconds))

@@ -97,12 +97,17 @@ class Pass:
 
     def __str__(self) -> str:
         """Text form: the name, and in braces the options that are not the default."""
-        options = [
-            f"{f.name}={_text(getattr(self, f.name))}"
-            for f in dataclasses.fields(self)
-            if getattr(self, f.name) != f.default
-        ]
-        return self.name + ("{" + " ".join(options) + "}" if options else "")
+        return text_form(self)
+
+
+def text_form(step: Any) -> str:
+    """Text of a pass, a dataclass with a ``name``: ``name{option=value ...}``."""
+    options = [
+        f"{f.name}={_text(getattr(step, f.name))}"
+        for f in dataclasses.fields(step)
+        if getattr(step, f.name) != f.default
+    ]
+    return str(step.name) + ("{" + " ".join(options) + "}" if options else "")
 
 
 def _text(value: object) -> str:

@@ -97,7 +97,7 @@ def parse(text: str) -> tuple[Pass, ...]:
         name, options = match.groups()
         if name not in PASSES:
             raise InputError(f"no pass named {name!r}", fix=f"one of {', '.join(PASSES)}")
-        passes.append(_build(PASSES[name], options or ""))
+        passes.append(build(PASSES[name], options or ""))
     return tuple(passes)
 
 
@@ -116,7 +116,8 @@ def resolve(passes: Sequence[Pass] | str | None) -> tuple[Pass, ...]:
     return tuple(passes)
 
 
-def _build(kind: type[Pass], options: str) -> Pass:
+def build(kind: type[Any], options: str) -> Any:
+    """Pass of this class with options ``name=value ...``; InputError for a wrong one."""
     hints = get_type_hints(kind)
     names = [f.name for f in dataclasses.fields(kind)]
     values: dict[str, Any] = {}
@@ -129,7 +130,7 @@ def _build(kind: type[Pass], options: str) -> Pass:
     return kind(**values)
 
 
-def _value(kind: type[Pass], key: str, hint: Any, text: str) -> Any:
+def _value(kind: type[Any], key: str, hint: Any, text: str) -> Any:
     if get_origin(hint) is Literal:
         if text in get_args(hint):
             return text

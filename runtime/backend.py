@@ -9,11 +9,24 @@ import torch
 from torch import Tensor
 
 from . import cuda_kernels
+from .gpu_weights import GemmFormat, format_of
 from .native.loader import library
 from .spec import LayerSpec
 from .tiles import Programmed
 
-KernelName = Literal["digital", "native-int16", "native-float32", "torch", "cuda", "none"]
+KernelName = Literal[
+    "digital", "native-int16", "native-float32", "torch", "none",
+    "cuda-int8", "cuda-integer", "cuda-tf32", "cuda-float32",
+]  # fmt: skip
+_GEMMS: dict[GemmFormat, tuple[KernelName, str]] = {
+    "int8": ("cuda-int8", "weights as two int8 halves, sums are exact integers"),
+    "integer": (
+        "cuda-integer",
+        "weights as two 8-bit integers in TF32, where its sums proved exact; else float32",
+    ),
+    "tf32": ("cuda-tf32", "weights as two TF32 terms, 22 bits; codes are exact"),
+    "float32": ("cuda-float32", "float32 without TF32, which would cut inputs or weights"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +35,9 @@ class Kernel:
 
     name: KernelName
     """``digital``: torch's own operator. ``native-int16``, ``native-float32``: the C++ library, by
-    how it holds the weight. ``torch``: the reference path. ``cuda``: torch's GEMMs and our CuPy
-    kernels. ``none``: the layer has no memory yet (meta device)."""
+    how it holds the weight. ``torch``: the reference path. ``cuda-*``: torch's GEMMs and our CuPy
+    kernels, by the form in which GEMMs take the weight (``gpu_weights``). ``none``: the layer has
+    no memory yet (meta device)."""
     why: str
 
 
@@ -34,7 +48,7 @@ def kernel_of(weight: Tensor, spec: LayerSpec, held: Programmed | None, groups: 
     if held is None or weight.is_meta:
         return Kernel("none", "the weight has no memory: nothing is programmed")
     if weight.is_cuda:
-        return _on_cuda(held)
+        return _on_cuda(held, spec)
     if weight.dtype == torch.float64:
         return Kernel("torch", "weights in float64")
     if held.packed is None:
@@ -49,12 +63,12 @@ def kernel_of(weight: Tensor, spec: LayerSpec, held: Programmed | None, groups: 
     return Kernel("native-float32", f"{isa}: {_why_float(spec)}")
 
 
-def _on_cuda(held: Programmed) -> Kernel:
+def _on_cuda(held: Programmed, spec: LayerSpec) -> Kernel:
     if held.scale.dtype != torch.float32:
         return Kernel("torch", "weights in float64")
     if cuda_kernels.kernels_for(held.scale.device) is None:
         return Kernel("torch", "CuPy or its driver is missing: pip install 'analogc[cuda]'")
-    return Kernel("cuda", "torch's GEMMs, one kernel for noise, ADC and accumulation")
+    return Kernel(*_GEMMS[format_of(held, spec)])
 
 
 def _why_plain() -> str:

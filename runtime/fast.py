@@ -22,8 +22,11 @@ def _is_alone(x: Any, weight: Any, bias: Any) -> bool:
         return False
     if weight.is_meta and x.is_meta:
         return False  # shapes only
-    recorded = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    return not (recorded and torch.is_grad_enabled())
+    if not torch.is_grad_enabled():
+        return True
+    return not (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    )
 
 
 def _make(name: str, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -3,9 +3,8 @@
     DAC -> GEMM of each row block -> noise, ADC and accumulation of all row blocks at once
 
 The numbers are those of the CPU: the same noise, bit for bit, and the same arithmetic after the
-GEMM. With a DAC of at most 8 bits, weights of a linear layer are 16-bit integers held as two 8-bit
-halves, so that both GEMMs run on integer tensor cores and their sums are exact. Other layers
-multiply in float32, without TF32, whose 11 bits are coarser than a programmed weight.
+GEMM, whose sums are the CPU's own where both have integer weights. ``gpu_weights`` tells in which
+form the GEMMs take a weight, and why.
 
 A call captured in a CUDA graph repeats its noise in every replay: the number of the call is part of
 what was captured.
@@ -14,17 +13,18 @@ what was captured.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from . import cuda_kernels, kernels, philox
 from .cuda_kernels import Argument, Kernels
+from .gpu_weights import Prepared, aligned, prepared
 from .kernels import Ranges
 from .mvm import ConvMVM, DenseMVM, Geometry, PatchMVM
 from .noise import NoiseKey
@@ -33,10 +33,6 @@ from .tiles import Programmed
 
 _SUMS = 64 * 2**20
 """Bytes of partial sums made at a time: little more than an H100's second-level cache."""
-_INT8_LIMIT = 127 * 256 + 127
-"""Largest integer weight whose halves are both 8-bit."""
-_ROWS_ALIGNED = 16
-"""``torch._int_mm`` wants sizes that are multiples of 8; 16 also aligns addresses."""
 _MIN_VECTORS = 32
 """``torch._int_mm`` wants more than 16."""
 
@@ -62,88 +58,26 @@ def forward(
         return kernels.forward(mvm, x, tiles, bias, ranges, spec, key, want_mask)
     layer = _Layer(found, tiles, bias, ranges, spec, key, want_mask and spec.adc is not None)
     wide = x.float()
-    with _exact_float32():
-        if isinstance(mvm, DenseMVM):
-            y, mask = layer.dense(wide)
-        else:
-            assert isinstance(mvm, ConvMVM), "a linear layer or a convolution"
-            y, mask = layer.conv(mvm, wide)
+    if isinstance(mvm, DenseMVM):
+        y, mask = layer.dense(wide)
+    else:
+        assert isinstance(mvm, ConvMVM), "a linear layer or a convolution"
+        y, mask = layer.conv(mvm, wide)
     return y.to(x.dtype), mask
 
 
 @contextmanager
-def _exact_float32() -> Iterator[None]:
+def _precision(name: Literal["ieee", "tf32"]) -> Iterator[None]:
+    """What torch multiplies float32 numbers in."""
     places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
     before = [place.fp32_precision for place in places]
     try:
         for place in places:
-            place.fp32_precision = "ieee"
+            place.fp32_precision = name
         yield
     finally:
         for place, precision in zip(places, before, strict=True):
             place.fp32_precision = precision
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """Weights of a linear layer as the GEMMs take them."""
-
-    halves: tuple[Tensor, ...]
-    """Of each row block, int8 ``[padded K_r, 2 padded N]``: the higher halves of all columns, then
-    the lower. Empty if the GEMMs take the programmed float32 blocks."""
-    step: Tensor | None
-    """Weight of one integer step of each column, ``[N]``; None for float32."""
-    rows: Tensor
-    """Row block boundaries in K, int32 ``[R + 1]``."""
-    starts: tuple[int, ...]
-    """The same with every block padded, as the codes are stored."""
-    starts_tensor: Tensor
-
-
-_PREPARED: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""By the first block of a ``Programmed``, which is made anew whenever the weight is programmed."""
-
-
-def _prepared(tiles: Programmed, spec: LayerSpec) -> _Prepared:
-    found: _Prepared | None = _PREPARED.get(tiles.blocks[0])
-    if found is None:
-        found = _PREPARED[tiles.blocks[0]] = _prepare(tiles, spec)
-    return found
-
-
-def _prepare(tiles: Programmed, spec: LayerSpec) -> _Prepared:
-    device = tiles.scale.device
-    rows = torch.tensor(spec.rows, dtype=torch.int32, device=device)
-    if spec.dac is None or spec.dac.levels > 127:
-        return _Prepared((), None, rows, spec.rows, rows)
-    longest = max(stop - start for start, stop in spec.blocks)
-    # |sum of code * weight| <= 127 * longest * limit < 2^31.
-    limit = min(_INT8_LIMIT, (2**31 - 1) // (127 * longest))
-    peak = torch.stack([w.abs().amax(1) for w in tiles.blocks]).amax(0)
-    step = torch.where(peak > 0, peak / limit, 1.0)
-    halves = tuple(_halves(w, step) for w in tiles.blocks)
-    starts = (0, *itertools.accumulate(w.shape[0] for w in halves))
-    starts_tensor = torch.tensor(starts, dtype=torch.int32, device=device)
-    return _Prepared(halves, step, rows, starts, starts_tensor)
-
-
-def _halves(weight: Tensor, step: Tensor) -> Tensor:
-    """``[N, K_r]`` as the int8 halves ``[padded K_r, 2 padded N]`` of its integers.
-
-    In memory a column's weights are neighbours, which is what integer tensor cores read.
-    """
-    columns, rows = weight.shape
-    whole = (weight / step[:, None]).round_().to(torch.int32)
-    low = ((whole + 128) & 255) - 128
-    half = _aligned(columns, 8)
-    packed = weight.new_zeros((2 * half, _aligned(rows, _ROWS_ALIGNED)), dtype=torch.int8)
-    packed[:columns, :rows] = (whole - low) >> 8
-    packed[half : half + columns, :rows] = low
-    return packed.mT
-
-
-def _aligned(size: int, to: int) -> int:
-    return -(-size // to) * to
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +104,44 @@ class _Places:
     """Columns that lie ``column`` apart: of one group, or all."""
     sums: _Strides
     y: _Strides
+    low: int = 0
+    """Elements from a high sum to its low one; 0 if there is one term only."""
+    high: float = 0.0
+    """What 1 of a high sum counts in low ones."""
+
+
+def _like(first: Tensor, shape: Sequence[int]) -> Tensor:
+    """New memory for ``shape``, channels last if ``first`` is."""
+    last = first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last)
+    last = last and not first.is_contiguous()
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=layout)
+
+
+_EXACT: dict[tuple[object, ...], bool] = {}
+"""Whether TF32 served a convolution of these sizes: see ``_convolve``."""
+_NEAR = 2.0**-20
+"""Error of a sum, of the largest one, that float32 has itself."""
+
+
+def _convolve(mvm: ConvMVM, codes: Tensor, weight: Tensor, block: int, short: bool) -> Tensor:
+    """Partial sums of a row block, by TF32 if its numbers are short enough for that.
+
+    cuDNN may choose an algorithm that multiplies sums of weights or codes, which are longer. So
+    the first convolution of its sizes is computed both ways, and TF32 stays only if it was as near
+    as float32.
+    """
+    sizes = (codes.device, codes.shape, codes.stride(), weight.shape, block, *mvm.sizes)
+    known = _EXACT.get(sizes) if short else False
+    with _precision("tf32" if known else "ieee"):
+        sums = mvm.multiply(codes, weight, block)
+    capturing = codes.is_cuda and torch.cuda.is_current_stream_capturing()
+    if known is None and not capturing:  # a graph that is being captured cannot wait for an answer
+        with _precision("tf32"):
+            worst = (mvm.multiply(codes, weight, block) - sums).abs().max()
+        if bool(worst.isfinite()):  # inputs that are not tell nothing
+            _EXACT[sizes] = bool(worst <= _NEAR * sums.abs().max())
+    return sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,32 +166,35 @@ class _Layer:
 
     def dense(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """``[..., K]`` to ``[..., N]`` and the mask ``[R, ..., N]``."""
-        held = _prepared(self.tiles, self.spec)
+        held = prepared(self.tiles, self.spec)
         flat = x.reshape(-1, x.shape[-1]).contiguous()
         vectors, n = len(flat), self._columns
         y = x.new_empty((vectors, n))
         mask = self._new_mask(y)
         constants = self._constants(held.step)
-        wide = n if held.step is None else held.halves[0].shape[1]
+        integer = held.format == "int8"
+        wide = held.weights[0].shape[1 if integer else 0]
+        low = wide // 2 if held.high else 0
         # Chunks begin at whole groups of the noise matrix, which span up to 4 rows.
         chunk = max(_MIN_VECTORS, _SUMS // (4 * wide * self._blocks) // 32 * 32)
-        kind = "float" if held.step is None else "int"
+        kind = "int" if integer else "float"
         for first in range(0, vectors, chunk):
             part = flat[first : first + chunk]
-            sums, unit = self._products(part, held)
-            where = _Places(len(part), 1, n, _Strides(0, wide, 0, 1), _Strides(0, n, 0, 1))
+            sums, unit = self._products(part, held, wide)
+            where = _Places(
+                len(part), 1, n, _Strides(0, wide, 0, 1), _Strides(0, n, 0, 1), low, held.high
+            )
             part_mask = None if mask is None else mask[:, first:]
             self._epilogue(kind, sums, unit, constants, y[first:], part_mask, where, first)
         shape = [*x.shape[:-1], n]
         return y.view(shape), None if mask is None else mask.view([self._blocks, *shape])
 
-    def _products(self, x: Tensor, held: _Prepared) -> tuple[Tensor, Tensor | None]:
-        """Partial sums ``[R, at least vectors, columns]`` and units ``[R, vectors]``."""
-        vectors, integer = len(x), held.step is not None
-        padded = max(_aligned(vectors, 8), _MIN_VECTORS) if integer else vectors
+    def _products(self, x: Tensor, held: Prepared, wide: int) -> tuple[Tensor, Tensor | None]:
+        """Partial sums ``[R, at least vectors, wide]`` and units ``[R, vectors]``."""
+        vectors, integer = len(x), held.format == "int8"
+        padded = max(aligned(vectors, 8), _MIN_VECTORS) if integer else vectors
         kind = torch.int32 if integer else torch.float32
-        weights = held.halves or [block.mT for block in self.tiles.blocks]
-        sums = x.new_empty((self._blocks, padded, weights[0].shape[1]), dtype=kind)
+        sums = x.new_empty((self._blocks, padded, wide), dtype=kind)
         unit = None
         if self.spec.dac is None:
             parts = [x[:, a:b] for a, b in self.spec.blocks]
@@ -239,35 +214,43 @@ class _Layer:
                 codes[padded * a : padded * b].view(padded, b - a)
                 for a, b in itertools.pairwise(held.starts)
             ]
-        for part, weight, out in zip(parts, weights, sums, strict=True):
-            if integer:
-                torch._int_mm(part, weight, out=out)
-            else:
-                torch.mm(part, weight, out=out)
+        with _precision("tf32" if held.high else "ieee"):
+            for part, weight, out in zip(parts, held.weights, sums, strict=True):
+                if integer:
+                    torch._int_mm(part, weight, out=out)
+                else:
+                    torch.mm(part, weight.mT, out=out)
         return sums, unit
 
     def conv(self, mvm: ConvMVM, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """``[B, C, *size]`` to ``[B, N, *out]`` and the mask ``[R, *output]``."""
+        held = prepared(self.tiles, self.spec, mvm.groups)
         parts, units = [], []
-        for r, weight in enumerate(self.tiles.blocks):
+        for r, weight in enumerate(held.weights):
             codes, unit, _ = kernels.drive(mvm, mvm.take(x, r), self.ranges, self.spec, r)
-            parts.append(mvm.multiply(codes, weight, r))
+            parts.append(_convolve(mvm, codes, weight, r, bool(held.high)))
             if self.spec.dynamic:
                 assert isinstance(unit, Tensor), "a range for each patch"
                 units.append(unit.squeeze(-1).mT)
         first = parts[0]
-        sums = first.new_empty_strided((len(parts), *first.shape), (first.numel(), *first.stride()))
-        for part, place in zip(parts, sums, strict=True):
-            place.copy_(part)
+        sums = first[None]
+        if len(parts) > 1:
+            sums = first.new_empty_strided(
+                (len(parts), *first.shape), (first.numel(), *first.stride())
+            )
+            for part, place in zip(parts, sums, strict=True):
+                place.copy_(part)
+        terms = 2 if held.high else 1
+        columns = self._columns // mvm.groups
         if isinstance(mvm, PatchMVM):
             y = first.new_empty((len(first), self._columns, *mvm.out))
-            _, _, pixels, columns = first.shape
+            pixels = first.shape[2]
             batch, group, pixel, column = first.stride()
         else:
-            y = torch.empty_like(first)
-            columns = self._columns
             batch, column, pixel = first.flatten(2).stride()
-            group, pixels = 0, first.shape[2:].numel()
+            group, pixels = terms * columns * column, first.shape[2:].numel()
+            shape = (len(first), self._columns, *first.shape[2:])
+            y = torch.empty_like(first) if terms == 1 else _like(first, shape)
         y_batch, y_column, y_pixel = y.flatten(2).stride()
         where = _Places(
             len(first) * pixels,
@@ -275,10 +258,13 @@ class _Layer:
             columns,
             _Strides(batch, pixel, group, column),
             _Strides(y_batch, y_pixel, columns * y_column, y_column),
+            columns * column if held.high else 0,
+            held.high,
         )
         mask = self._new_mask(y)
         unit_of_each = torch.stack(units) if units else None
-        self._epilogue("map", sums, unit_of_each, self._constants(None), y, mask, where)
+        constants = self._constants(held.step)
+        self._epilogue("map", sums, unit_of_each, constants, y, mask, where)
         return y, mask
 
     def _new_mask(self, y: Tensor) -> Tensor | None:
@@ -338,7 +324,7 @@ class _Layer:
             (16, 8),
             [sums, y, mask, *constants, bias, unit, np.int32(self._blocks),
              np.int32(where.vectors), np.int32(self._columns), np.int32(where.pixels),
-             np.int32(where.columns), np.int32(shift), np.int32(sums.shape[-1] // 2),
+             np.int32(where.columns), np.int32(shift), np.int32(where.low), np.float32(where.high),
              np.int64(sums.stride(0)), np.int64(0 if mask is None else mask.stride(0)),
              *where.sums.args(), *where.y.args(), np.int64(first // rows_of_group),
              np.float32(adc_levels), np.int32(self.key is not None),

@@ -147,6 +147,11 @@ class ConvMVM:
         self.stride, self.padding, self.dilation = list(stride), list(padding), list(dilation)
         self.groups = groups
 
+    @property
+    def sizes(self) -> tuple[tuple[int, ...], ...]:
+        """Stride, padding, dilation and groups, as a key."""
+        return tuple(self.stride), tuple(self.padding), tuple(self.dilation), (self.groups,)
+
     def _span(self, block: int) -> tuple[int, int]:
         return channel_span(*self.blocks[block], self.taps)
 

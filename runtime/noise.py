@@ -68,7 +68,9 @@ def _draw(key: int, block: int, call: int, rows: int, columns: int) -> Tensor:
     native = library()
     if native is not None:
         out = torch.empty(rows, columns, dtype=torch.float32, device="cpu")
-        native.normals(out.data_ptr(), rows, columns, key, block, call & 0xFFFFFFFF)
+        native.normals(
+            out.data_ptr(), rows, columns, key, block, call & 0xFFFFFFFF, torch.get_num_threads()
+        )
         return out
     return torch.from_numpy(philox.normals(key, block, call, rows, columns))
 

@@ -83,12 +83,14 @@ def digital(name: str, args: Sequence[Any]) -> Tensor:
 def _check_operands(x: Tensor, weight: Tensor, groups: int, spec: LayerSpec) -> None:
     # Row blocks slice their operands, and a slice fits whatever the size.
     shape = weight.shape
-    channel = -1 if len(shape) == 2 else 1 - len(shape)
+    dims = len(shape)
+    channel = -1 if dims == 2 else 1 - dims
+    rows = shape[1] if dims == 2 else shape[1:].numel()
     fits = (
         x.dim() >= -channel
         and x.shape[channel] == shape[1] * groups
-        and spec.rows[-1] == shape[1:].numel()
-        and x.is_floating_point()
+        and spec.rows[-1] == rows
+        and (x.dtype is torch.float32 or x.is_floating_point())
     )
     if not fits:
         raise RuntimeError(

@@ -8,6 +8,8 @@ shared memory and fused optimizers.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .fingerprint import fingerprint
+from .native.loader import library
 from .standin import find, resolve
 from .watch import Look, can_be_watched, page_watch
 
@@ -35,7 +38,7 @@ class Stamp:
     """
 
     __slots__ = (
-        "anchor", "content", "device", "dtype", "look", "ptr", "shape", "stride", "version",
+        "anchor", "content", "device", "dtype", "look", "ptr", "read", "shape", "stride", "version",
     )  # fmt: skip
 
     def __init__(self, tensor: Tensor, value: Tensor | None = None) -> None:
@@ -49,6 +52,15 @@ class Stamp:
         self.content = content_of(resolve(tensor) if value is None else value)
         self.look: Look | None = None
         """Tells of writes to the memory since the content was looked at."""
+        self.read = self._reader(tensor)
+
+    def _reader(self, tensor: Tensor) -> Callable[[], int] | None:
+        """What reads the content of a short dense weight, which the anchor keeps where it is."""
+        native = library()
+        short = tensor.is_cpu and tensor.nbytes <= UNWATCHED and tensor.is_contiguous()
+        if native is None or not short or find(tensor) is not None:
+            return None
+        return functools.partial(native.hash, self.ptr, tensor.nbytes)
 
     def matches(self, tensor: Tensor) -> bool:
         """True if ``tensor`` is where and what it was when stamped, whichever way it is written."""
@@ -72,6 +84,8 @@ class Stamp:
         )
 
     def _is_unwritten(self, tensor: Tensor) -> bool:
+        if self.read is not None:
+            return self.read() == self.content
         if find(tensor) is not None:  # stands for one state; another state has another stand-in
             return True
         if tensor.is_cuda and torch.cuda.is_current_stream_capturing():

@@ -7,11 +7,22 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .clip import WeightClip
 from .converters import Converter, is_number
 from .devices import KINDS, Device, IdealDevice
+from .devices.cell import Cell
 from .errors import FormatError, InputError
+from .periphery import Periphery
+from .slicing import Slicing
+from .wires import Wires
 
 FORMAT = 1
+Compensation = Literal["none", "global", "column", "exact"]
+COMPENSATIONS: tuple[Compensation, ...] = ("none", "global", "column", "exact")
+OPTIONAL_PARTS: dict[str, type] = {
+    "slicing": Slicing, "wires": Wires, "periphery": Periphery, "weight_clip": WeightClip,
+}  # fmt: skip
+"""Fields of a target that are None or a value of this class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +98,19 @@ class Target:
     """Standard deviation at the ADC's input, fresh for each conversion, in units of one full-scale
     input on one full-scale weight."""
     calibration: Calibration = field(default_factory=Calibration)
+    cell: Cell = field(default_factory=Cell)
+    """How a weight becomes conductances, and conductances a weight."""
+    slicing: Slicing | None = None
+    """Bit slices of weights and inputs; None: one conversion for each column and input."""
+    wires: Wires | None = None
+    """Resistance of the lines (IR drop); None: none."""
+    periphery: Periphery | None = None
+    """Errors of the circuits between columns and ADC; None: none."""
+    weight_clip: WeightClip | None = None
+    """Clipping of weights before they are scaled; None: the largest weight is full scale."""
+    compensation: Compensation = "none"
+    """Digital output scales that undo the mean drift: none, one for a layer, one for a column, or
+    the exact reference (docs/design.md)."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -112,6 +136,18 @@ class Target:
             raise InputError(f"Target.output_noise must be a finite number >= 0, got {noise!r}")
         if not isinstance(self.calibration, Calibration):
             raise InputError(f"Target.calibration must be a Calibration, got {self.calibration!r}")
+        if not isinstance(self.cell, Cell):
+            raise InputError(f"Target.cell must be a Cell, got {self.cell!r}")
+        _check_device(self.device, self.cell)
+        for name, part in OPTIONAL_PARTS.items():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, part):
+                raise InputError(f"Target.{name} must be a {part.__name__} or None, got {value!r}")
+        if self.compensation not in COMPENSATIONS:
+            raise InputError(
+                f"Target.compensation must be one of {', '.join(COMPENSATIONS)}, "
+                f"got {self.compensation!r}"
+            )
 
     @property
     def is_ideal(self) -> bool:
@@ -121,6 +157,8 @@ class Target:
             and self.adc is None
             and self.device.is_ideal
             and self.output_noise == 0
+            and self.cell == Cell()
+            and all(getattr(self, name) is None for name in OPTIONAL_PARTS)
         )
 
     def replace(self, **changes: Any) -> Target:
@@ -147,8 +185,9 @@ class Target:
         fields = _checked(data, cls, "Target", extra=("format",))
         if fields.pop("format", FORMAT) != FORMAT:
             raise FormatError(f"Target of unknown format, this analogc reads format {FORMAT}")
-        for name, part in (("tile", TileSpec), ("calibration", Calibration)):
-            if name in fields:
+        parts = {"tile": TileSpec, "calibration": Calibration, "cell": Cell, **OPTIONAL_PARTS}
+        for name, part in parts.items():
+            if name in fields and (fields[name] is not None or name not in OPTIONAL_PARTS):
                 fields[name] = part(**_checked(fields[name], part, f"Target.{name}"))
         for name in ("dac", "adc"):
             if name in fields:
@@ -165,6 +204,27 @@ class Target:
         except (ValueError, RecursionError) as err:
             raise FormatError(f"Target is not valid JSON: {err}") from None
         return cls.from_dict(data)
+
+
+def _check_device(device: Device, cell: Cell) -> None:
+    if not cell.has_conductances:
+        if device.units == "uS":
+            raise InputError(
+                f"Target.device: {device.kind!r} is about conductances, and the cell has none",
+                fix="cell=Cell(mode='pair', g_max=...)",
+            )
+        if getattr(device, "scaling", "") == "inverse":
+            raise InputError(
+                "Target.device: scaling='inverse' on weights near 0 has no bound",
+                fix="cell=Cell(mode='pair', g_min=...) with g_min above 0",
+            )
+        return
+    low, high = device.g_range
+    if not low <= cell.g_min <= cell.g_max <= high:
+        raise InputError(
+            f"Target.cell: {device.kind!r} was characterised from {low:g} to {high:g} uS, and the "
+            f"cell goes from {cell.g_min:g} to {cell.g_max:g} uS"
+        )
 
 
 def converter_from_dict(data: object, where: str) -> Converter | None:

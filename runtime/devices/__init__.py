@@ -1,47 +1,38 @@
-"""Device models: what a target weight becomes when it is written into resistive devices.
+"""Device models: what a target value becomes when it is written into resistive devices.
 
-A model is a small frozen dataclass with a ``kind`` (its name in JSON), ``program`` and ``drift``.
+A model is a small frozen dataclass with a ``kind`` (its name in JSON), see ``base.Device``. A
+published one is in the file of its family.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol, runtime_checkable
-
-from torch import Tensor
-
-from ..noise import NoiseKey
+from .base import Device, DeviceTimeWarning
+from .cell import Cell
 from .gaussian import GaussianDevice
 from .ideal import IdealDevice
+from .pcm import PCMDevice
+from .reram import ReRAMCMODevice, ReRAMMiloDevice, ReRAMWanDevice
+from .sonos import SONOSDevice
+from .table import TableDevice
 
-__all__ = ["KINDS", "Device", "GaussianDevice", "IdealDevice"]
+__all__ = [
+    "KINDS",
+    "Cell",
+    "Device",
+    "DeviceTimeWarning",
+    "GaussianDevice",
+    "IdealDevice",
+    "PCMDevice",
+    "ReRAMCMODevice",
+    "ReRAMMiloDevice",
+    "ReRAMWanDevice",
+    "SONOSDevice",
+    "TableDevice",
+]
 
-
-@runtime_checkable
-class Device(Protocol):
-    """What the runtime asks of a device model."""
-
-    kind: ClassVar[str]
-
-    @property
-    def is_ideal(self) -> bool:
-        """True if programming changes nothing."""
-        ...
-
-    def program(self, weight: Tensor, key: NoiseKey) -> Tensor:
-        """Effective normalised weight after writing ``weight`` (both in units of full scale)."""
-        ...
-
-    @property
-    def drifts(self) -> bool:
-        """True if what was written changes with time."""
-        ...
-
-    def drift(self, written: Tensor, seconds: float, key: NoiseKey) -> Tensor:
-        """What ``written`` has become ``seconds`` after programming: a function of its operands."""
-        ...
-
-
-KINDS: dict[str, type[IdealDevice] | type[GaussianDevice]] = {
-    IdealDevice.kind: IdealDevice,
-    GaussianDevice.kind: GaussianDevice,
-}
+_KINDS: tuple[type[Device], ...] = (
+    IdealDevice, GaussianDevice, PCMDevice, ReRAMWanDevice, ReRAMMiloDevice, ReRAMCMODevice,
+    SONOSDevice, TableDevice,
+)  # fmt: skip
+KINDS: dict[str, type[Device]] = {kind.kind: kind for kind in _KINDS}
+"""Device models by name."""

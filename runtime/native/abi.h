@@ -5,7 +5,7 @@
 #pragma once
 #include <stdint.h>
 
-#define ANALOGC_ABI_VERSION 3
+#define ANALOGC_ABI_VERSION 4
 
 #pragma GCC visibility push(default)
 #if defined(__cplusplus)
@@ -61,9 +61,10 @@ int32_t analogc_isa_use(int32_t isa);  // use this one; returns the one in use (
 
 int64_t analogc_packed_size(const analogc_weight *weight);
 // written: [N, K] float32. Fills data and step.
-int32_t analogc_pack(const analogc_weight *weight, const float *written);
+int32_t analogc_pack(const analogc_weight *weight, const float *written, int32_t threads);
 // written[n, k] = stored weight, times alpha[n] if alpha is not null.
-int32_t analogc_unpack(const analogc_weight *weight, const float *alpha, float *written);
+int32_t analogc_unpack(const analogc_weight *weight, const float *alpha, float *written,
+                       int32_t threads);
 // rows[k - first, n] = the same of rows first .. first + count of one row block, the other way round
 // and faster. Linear layers only; first is even, alpha is not null.
 int32_t analogc_unpack_rows(const analogc_weight *weight, int64_t block, int64_t first,
@@ -77,7 +78,7 @@ int32_t analogc_call(const analogc_layer *layer, const float *x, float *y, const
 
 // Standard normal numbers of row block `block` as a matrix [rows, columns].
 void analogc_normals(float *out, int64_t rows, int64_t columns, uint64_t key, uint32_t block,
-                     uint32_t call);
+                     uint32_t call, int32_t threads);
 
 // For the backward pass. Matrices [rows, length] with a stride between rows; strides in elements.
 // out = what the tiles are driven with, in units of the input: code * unit / levels. range: one

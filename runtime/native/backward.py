@@ -6,6 +6,7 @@ the DAC's unit into its codes, so that each product has nothing around it but th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -129,18 +130,19 @@ class _Layer:
         """One convolution's gradient for each row block, over the channels that it touches."""
         n, k = self.packed.shape
         taps = self.packed.taps
-        volume = torch.Size(taps).numel()
+        volume = math.prod(taps)
         weight = self.packed.unpack_scaled(self.alpha).view(n, k // volume, *taps)
         x, grad = _dense(x), _dense(grad)
         grad_x = torch.empty_like(x) if self.need_input else None
-        grad_w = torch.zeros_like(weight) if self.need_weight else None
+        single = len(self.spec.blocks) == 1
+        grad_w = torch.zeros_like(weight) if self.need_weight and not single else None
         turned = self._turns(x)
         done = 0  # channels that have a gradient: blocks may share one
         for r, (start, stop) in enumerate(self.spec.blocks):
             first, last = start // volume, -(-stop // volume)
-            block = weight[:, first:last]
-            if len(self.spec.blocks) > 1:
-                block = block.contiguous()
+            block = weight
+            if not single:
+                block = weight[:, first:last].contiguous()
                 rows = block.view(n, -1)
                 rows[:, : start - first * volume] = 0
                 rows[:, stop - first * volume :] = 0
@@ -159,7 +161,9 @@ class _Layer:
                 else:
                     self._place(found[0], x, channels, r, grad_x)
                 done = last
-            if grad_w is not None:
+            if single:
+                grad_w = found[1]
+            elif grad_w is not None:
                 skip = first * volume
                 flat = found[1].reshape(n, -1)
                 grad_w.view(n, -1)[:, start:stop] = flat[:, start - skip : stop - skip]
@@ -183,25 +187,27 @@ class _Layer:
         return grad if mask is None else _masked(grad, mask)
 
     def _driven_map(self, x: Tensor, channels: slice, block: int, turned: bool) -> Tensor:
-        part = x[:, channels]
         if turned and self.need_weight:
             full = None if self.range is None else self.range[block]
             first, last, _ = channels.indices(x.shape[1])
             return drive_turned(x, first, last, full, self.levels)
+        part = x[:, channels]
         if self.levels == 0 or not self.need_weight:
             return part
         return _unrows(self._drive(_rows(part), block), part)
 
     def _place(self, grad: Tensor, x: Tensor, channels: slice, block: int, out: Tensor) -> None:
         """The gradient of a row block's channels, clipped, into its place in ``out``."""
+        turned = _is_last(grad) and grad.is_contiguous(memory_format=torch.channels_last)
+        if self.range is not None and turned and not _is_last(x) and x.is_contiguous():
+            first, last, _ = channels.indices(x.shape[1])
+            clip_turned(grad, x, first, last, self.range[block], out)
+            return
         part, to = x[:, channels], out[:, channels]
         if self.range is None:
             to.copy_(grad)
         elif _is_last(grad) == _is_last(part):
             clip_gradient(_rows(grad), _rows(part), self.range[block], _rows(to))
-        elif x.is_contiguous() and grad.is_contiguous(memory_format=torch.channels_last):
-            first, last, _ = channels.indices(x.shape[1])
-            clip_turned(grad, x, first, last, self.range[block], out)
         else:
             torch.mul(grad, part.abs() <= self.range[block], out=to)
 

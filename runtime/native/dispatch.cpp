@@ -56,17 +56,27 @@ extern "C" int32_t analogc_isa_use(int32_t level) {
 }
 
 extern "C" void analogc_normals(float *out, int64_t rows, int64_t columns, uint64_t key,
-                                uint32_t block, uint32_t call) {
-    // The noise matrix may be wider than the output: whole groups are drawn, then cut.
-    constexpr int64_t kGroup = 64;
+                                uint32_t block, uint32_t call, int32_t threads) {
+    constexpr int64_t kGroup = 64, kGroups = 64;  // elements of a group, groups drawn at a time
     const int64_t width = matrix_width(columns), end = rows * width;
-    float group[kGroup];
-    for (int64_t e = 0; e < end; e += kGroup) {
-        isa().normals(group, static_cast<uint64_t>(e / kGroup), 1, key, block, call);
-        for (int64_t at = e; at < e + kGroup && at < end; at += 16) {
-            const int64_t row = at / width, column = at % width;
+    const int64_t parts = (end + kGroup * kGroups - 1) / (kGroup * kGroups);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && parts > 4)
+    for (int64_t part = 0; part < parts; ++part) {
+        const int64_t first = part * kGroup * kGroups;
+        const int64_t left = end - first < kGroup * kGroups ? end - first : kGroup * kGroups;
+        const int64_t groups = (left + kGroup - 1) / kGroup;
+        const uint64_t group = static_cast<uint64_t>(first / kGroup);
+        if (width == columns && left % kGroup == 0) {
+            isa().normals(out + first, group, groups, key, block, call);
+            continue;
+        }
+        // The noise matrix may be wider than the output: whole groups are drawn, then cut.
+        float drawn[kGroup * kGroups];
+        isa().normals(drawn, group, groups, key, block, call);
+        for (int64_t at = 0; at < left; at += 16) {
+            const int64_t row = (first + at) / width, column = (first + at) % width;
             for (int64_t l = 0; l < 16 && column + l < columns; ++l) {
-                out[row * columns + column + l] = group[at - e + l];
+                out[row * columns + column + l] = drawn[at + l];
             }
         }
     }

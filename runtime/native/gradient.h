@@ -66,15 +66,26 @@ inline void turn8(const float *in, int64_t in_stride, float *out, int64_t stride
 #endif
 }
 
-// Visits tiles of 8 x 8 and what is left, pixel by pixel, in an order in which the channels of a few
-// pixels stay in cache.
-template <class Tile, class One>
+// Visits tiles of 8 x 8 and what is left, pixel by pixel, in stretches of planes that are long
+// enough for processors to foresee and short enough that channels-last memory, which each group of
+// `wide` channels visits again, stays in cache.
+template <int64_t wide, class Tile, class One>
 inline void over_tiles(int64_t pixels, int64_t channels, Tile tile, One one) {
-    constexpr int64_t kRun = 64;
+    constexpr int64_t kRun = 256;
     for (int64_t run = 0; run < pixels; run += kRun) {
         const int64_t stop = run + kRun < pixels ? run + kRun : pixels;
         const int64_t whole = stop - (stop - run) % 8;
         int64_t c = 0;
+        if (wide > 8) {
+            for (; c + wide <= channels; c += wide) {
+                for (int64_t p = run; p < whole; p += 8) {
+                    for (int64_t j = 0; j < wide; j += 8) tile(c + j, p);
+                }
+                for (int64_t p = whole; p < stop; ++p) {
+                    for (int64_t j = 0; j < wide; ++j) one(c + j, p);
+                }
+            }
+        }
         for (; c + 8 <= channels; c += 8) {
             for (int64_t p = run; p < whole; p += 8) tile(c, p);
             for (int64_t p = whole; p < stop; ++p) {
@@ -97,7 +108,8 @@ inline void turn_planes(int64_t plane, int64_t pixels, int64_t channels, float *
         }
         turn8(block, 8, out + p * channels + c, channels);
     };
-    over_tiles(pixels, channels, tile, [&](int64_t c, int64_t p) {
+    // 16 channels are a line of the output, which is then written once.
+    over_tiles<16>(pixels, channels, tile, [&](int64_t c, int64_t p) {
         out[p * channels + c] = value(c * plane + p);
     });
 }
@@ -133,7 +145,7 @@ void clip_turned(const float *gradient, const float *x, int64_t plane, int64_t p
             for (int64_t i = 0; i < 8; ++i) out[at + i] = block[8 * j + i] * passes(x[at + i], full);
         }
     };
-    over_tiles(pixels, channels, tile, [&](int64_t c, int64_t p) {
+    over_tiles<8>(pixels, channels, tile, [&](int64_t c, int64_t p) {
         const int64_t at = c * plane + p;
         out[at] = gradient[p * channels + c] * passes(x[at], full);
     });

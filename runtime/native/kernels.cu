@@ -67,17 +67,21 @@ __device__ __forceinline__ long long place(const Strides &s, int m, int n, int p
            n % columns * s.column;
 }
 
-__device__ __forceinline__ float load_sum(const float *sums, long long at, int) { return sums[at]; }
-// Weights of 16 bits are two of 8, and so are their sums: 256 * high + low. The product may wrap
-// around, the sum is in range again.
-__device__ __forceinline__ float load_sum(const int *sums, long long at, int low) {
+// Weights may be of two terms, and so are their sums then: high_unit * high + low. One rounding:
+// where both are integers, that of the integer that they make.
+__device__ __forceinline__ float load_sum(const float *sums, long long at, int low,
+                                          float high_unit) {
+    return low ? ANALOGC_FMA(sums[at], high_unit, sums[at + low]) : sums[at];
+}
+// The product may wrap around, the sum is in range again.
+__device__ __forceinline__ float load_sum(const int *sums, long long at, int low, float) {
     return (float)(int)((unsigned)sums[at] * 256u + (unsigned)sums[at + low]);
 }
 
 // Noise, ADC and accumulation of all row blocks. A thread makes the four elements of the noise
 // matrix [vectors, width] that share a Philox block. grid (groups of rows / 8, groups of columns),
 // block (16, 8).
-//   sums: row block r at r * block_stride; int: high parts, the low ones `low` further on
+//   sums: row block r at r * block_stride; if low: high terms, the low ones `low` further on
 //   p_steps, z_steps, gain [R, N]; bias [N] or null; unit [R, vectors, groups] or null
 //   y, and mask [R, like y] (or null), mask_stride from one row block to the next
 //   first_row_group: of the noise matrix, where a call is cut into chunks of vectors
@@ -87,7 +91,7 @@ __device__ __forceinline__ void epilogue(const Sum *sums, float *y, bool *mask,
                                          const float *p_steps, const float *z_steps,
                                          const float *gain, const float *bias, const float *unit,
                                          int blocks, int vectors, int all_columns, int pixels,
-                                         int columns, int width_shift, int low,
+                                         int columns, int width_shift, int low, float high_unit,
                                          long long block_stride, long long mask_stride,
                                          Strides from, Strides to, long long first_row_group,
                                          float adc_levels, int noise,
@@ -114,7 +118,7 @@ ANALOGC_UNROLL
             if (m >= vectors || n >= all_columns) continue;
             const int column = r * all_columns + n;
             const long long at = place<mapped>(from, m, n, pixels, columns);
-            const float p = load_sum(sums, r * block_stride + at, low);
+            const float p = load_sum(sums, r * block_stride + at, low, high_unit);
             float t = noise ? analogc::adc_input(p, p_steps[column], z[v], z_steps[column])
                             : ANALOGC_MUL(p, p_steps[column]);
             float full = 1.0f;
@@ -185,14 +189,15 @@ extern "C" __global__ void analogc_constants(float *p_steps, float *z_steps, flo
         name(const Sum *sums, float *y, bool *mask, const float *p_steps, const float *z_steps,  \
              const float *gain, const float *bias, const float *unit, int blocks, int vectors,   \
              int all_columns, int pixels, int columns, int width_shift, int low,                 \
-             long long block_stride, long long mask_stride, long long from_image,                \
-             long long from_pixel, long long from_group, long long from_column,                  \
-             long long to_image, long long to_pixel, long long to_group, long long to_column,    \
-             long long first_row_group, float adc_levels, int noise, unsigned key0,              \
+             float high_unit, long long block_stride, long long mask_stride,                     \
+             long long from_image, long long from_pixel, long long from_group,                   \
+             long long from_column, long long to_image, long long to_pixel,                      \
+             long long to_group, long long to_column, long long first_row_group,                 \
+             float adc_levels, int noise, unsigned key0,                                         \
              unsigned key1, unsigned call) {                                                     \
         epilogue<Sum, mapped>(sums, y, mask, p_steps, z_steps, gain, bias, unit, blocks,         \
                               vectors, all_columns, pixels, columns, width_shift, low,           \
-                              block_stride, mask_stride,                                         \
+                              high_unit, block_stride, mask_stride,                              \
                               {from_image, from_pixel, from_group, from_column},                 \
                               {to_image, to_pixel, to_group, to_column}, first_row_group,        \
                               adc_levels, noise, key0, key1, call);                              \

@@ -19,9 +19,21 @@ from .tensors import loaded, new
 
 Format = Literal["int16", "float32"]
 
-# Widest block for which int16 keeps at least 13 bits and a sign of a column's largest weight:
-# sums of 127 * 8191 * rows must fit 32 bits.
-_MOST_INT16_ROWS = (2**31 - 1) // (127 * 8191)
+MOST_INT16_ROWS = (2**31 - 1) // (127 * 8191)
+"""Widest block for which int16 keeps at least 13 bits and a sign of a column's largest weight.
+
+Sums of 127 * 8191 * rows must fit 32 bits.
+"""
+_MOST_CODE = 127 * 256 + 127
+
+
+def weight_limit(rows: tuple[int, ...]) -> int:
+    """Largest integer weight of a layer of these row block boundaries, as in ``pack.cpp``.
+
+    Its two halves fit 8 bits each, so that integer tensor cores can take it, and sums fit 32.
+    """
+    widest = max(b - a for a, b in zip(rows, rows[1:], strict=False))
+    return min(_MOST_CODE, (2**31 - 1) // (127 * widest))
 
 
 class Packed:
@@ -51,6 +63,7 @@ class Packed:
         """Kernel size; empty for a linear layer."""
         self.groups = groups
         self._prepared: _Prepared | None = None
+        self._weight: Weight | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Packed, (self.data, self.step, self.shape, self.rows, self.taps, self.groups)
@@ -84,8 +97,12 @@ class Packed:
         exact = dac_bits is not None and dac_bits <= 8
         if format is None:
             widest = max(b - a for a, b in zip(rows, rows[1:], strict=False))
-            fits = exact and widest <= _MOST_INT16_ROWS and bool(written.isfinite().all())
-            format = "int16" if fits else "float32"
+            if exact and widest <= MOST_INT16_ROWS:
+                packed = Packed.pack(written, rows, taps, groups, dac_bits, "int16")
+                # A column with a weight that is not finite has a step that is not.
+                if bool(packed.step.isfinite().all()):
+                    return packed
+            format = "float32"
         elif format == "int16" and not exact:
             raise ValueError(f"int16 weights need a DAC of at most 8 bits, got {dac_bits}")
         dtype = torch.int16 if format == "int16" else torch.float32
@@ -96,7 +113,7 @@ class Packed:
         if size < 0 or rows[-1] != k:
             raise ValueError(f"rows {rows}, taps {taps}, groups {groups} do not fit {n} x {k}")
         packed.data = torch.empty(size // dtype.itemsize, dtype=dtype, device="cpu")
-        if status := loaded().pack(packed._struct(), written.data_ptr()):
+        if status := loaded().pack(packed._struct(), written.data_ptr(), torch.get_num_threads()):
             raise ValueError(f"weight of {n} x {k} cannot be packed as {format} ({status})")
         return packed
 
@@ -146,11 +163,19 @@ class Packed:
     def _unpack(self, alpha: Tensor | None) -> Tensor:
         written = new(*self.shape)
         pointer = None if alpha is None else alpha.data_ptr()
-        status = loaded().unpack(self._struct(), pointer, written.data_ptr())
+        status = loaded().unpack(
+            self._struct(), pointer, written.data_ptr(), torch.get_num_threads()
+        )
         assert status == 0, "what was packed can be unpacked"
         return written
 
     def _struct(self) -> Weight:
+        found = self._weight
+        if found is None or found.data != self.data.data_ptr():
+            found = self._weight = self._new_struct()
+        return found
+
+    def _new_struct(self) -> Weight:
         taps = math.prod(self.taps)
         rows = (ctypes.c_int64 * len(self.rows))(*self.rows)
         struct = Weight(
@@ -308,8 +333,12 @@ def forward(
     prepared = packed._prepared
     if prepared is None or not prepared.fits(packed, spec, x, last, geometry, per_column):
         prepared = packed._prepared = _Prepared(packed, spec, x, last, geometry, per_column)
-    layout = torch.channels_last if last else torch.contiguous_format
-    y = torch.empty(prepared.out, dtype=torch.float32, device="cpu", memory_format=layout)
+    if last:
+        y = torch.empty(
+            prepared.out, dtype=torch.float32, device="cpu", memory_format=torch.channels_last
+        )
+    else:
+        y = x.new_empty(prepared.out)  # half a microsecond less, and x is float32 on the CPU
     columns, blocks = packed.shape[0], len(packed.rows) - 1
     mask = None
     if want_mask and spec.adc is not None:
@@ -317,14 +346,17 @@ def forward(
     if alpha.dtype is not torch.float32 or alpha.numel() != columns:
         raise ValueError(f"{columns} float32 scales wanted, got {alpha.dtype} {list(alpha.shape)}")
     # The operands live until the call returns; another thread may be in this layer meanwhile.
-    operands = (
-        bias if bias is None else _ready(bias, columns),
-        input_range if input_range is None else _ready(input_range, blocks),
-        adc_range if adc_range is None else _ready(adc_range, prepared.adc_ranges),
-    )
+    if bias is not None:
+        bias = _ready(bias, columns)
+    if input_range is not None:
+        input_range = _ready(input_range, blocks)
+    if adc_range is not None:
+        adc_range = _ready(adc_range, prepared.adc_ranges)
     status = prepared.call(
         prepared.struct, x.data_ptr(), y.data_ptr(), alpha.data_ptr(),
-        *[None if t is None else t.data_ptr() for t in operands],
+        None if bias is None else bias.data_ptr(),
+        None if input_range is None else input_range.data_ptr(),
+        None if adc_range is None else adc_range.data_ptr(),
         None if mask is None else mask.data_ptr(), key, call, torch.get_num_threads(),
     )  # fmt: skip
     if status == 1:

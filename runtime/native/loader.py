@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch  # loads the OpenMP runtime that the library uses  # noqa: F401
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 ISAS = ("baseline", "avx2", "avx512", "avx512vnni")
 
 
@@ -88,9 +88,10 @@ class Library:
         self.packed_size = lib.analogc_packed_size
         self.packed_size.argtypes, self.packed_size.restype = [weight], c_int64
         self.pack = lib.analogc_pack
-        self.pack.argtypes, self.pack.restype = [weight, c_void_p], c_int32
+        self.pack.argtypes, self.pack.restype = [weight, c_void_p, c_int32], c_int32
         self.unpack = lib.analogc_unpack
-        self.unpack.argtypes, self.unpack.restype = [weight, c_void_p, c_void_p], c_int32
+        self.unpack.argtypes = [weight, c_void_p, c_void_p, c_int32]
+        self.unpack.restype = c_int32
         self.unpack_rows = lib.analogc_unpack_rows
         self.unpack_rows.argtypes = [
             weight, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int32,
@@ -101,7 +102,9 @@ class Library:
         self.call.argtypes = [layer, *pointers, c_uint64, c_uint64, c_int32]
         self.call.restype = c_int32
         self.normals = lib.analogc_normals
-        self.normals.argtypes = [c_void_p, c_int64, c_int64, c_uint64, c_uint32, c_uint32]
+        self.normals.argtypes = [
+            c_void_p, c_int64, c_int64, c_uint64, c_uint32, c_uint32, c_int32,
+        ]  # fmt: skip
         self.normals.restype = None
         self.drive = lib.analogc_drive
         self.drive.argtypes = [

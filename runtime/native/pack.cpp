@@ -9,16 +9,18 @@
 namespace analogc {
 namespace {
 
-// Largest int16 code of a weight. Sums stay in int32: codes of a DAC of at most 8 bits are within
-// 127, so |sum| <= 127 * limit * rows <= 2^31 - 1, also for every partial sum on the way.
+// Largest int16 code of a weight. Its halves fit 8 bits each, 256 * 127 + 127, because the CUDA path
+// multiplies them apart and must have the same codes. Sums stay in int32: codes of a DAC of at most
+// 8 bits are within 127, so |sum| <= 127 * limit * rows <= 2^31 - 1, also for every partial sum.
 int64_t weight_limit(const analogc_weight &w) {
     int64_t most = 1;
     for (int64_t r = 0; r < w.blocks; ++r) {
         const int64_t rows = w.rows[r + 1] - w.rows[r];
         most = rows > most ? rows : most;
     }
+    constexpr int64_t kMost = 256 * 127 + 127;
     const int64_t limit = INT32_MAX / (127 * most);
-    return limit < INT16_MAX ? limit : INT16_MAX;
+    return limit < kMost ? limit : kMost;
 }
 
 // Weight that code 1 stands for. Packing what was unpacked must give the same step again, so it is
@@ -32,73 +34,120 @@ float column_step(const float *row, int64_t k_count, float limit) {
     return step < FLT_MIN ? FLT_MIN : step;
 }
 
-// Up to kLine weights of one column that lie in neighbouring packed rows.
-constexpr int64_t kLine = 128;
-struct Line {
-    int64_t column;     // n
-    int64_t k, k_step;  // of the first weight, and from one to the next
-    int64_t count;
-    int64_t panel;           // first element of the panel
-    int64_t row, at, width;  // first packed row; place among the `width` columns of the panel
+// Starting threads costs as much as packing this many weights.
+constexpr int64_t kFew = 1 << 15;
 
-    // Elements of the weights when rows are packed one by one, or in pairs.
-    int64_t single(int64_t i) const { return panel + (row + i) * width + at; }
-    int64_t paired(int64_t i) const {
-        return panel + ((row + i) / 2 * width + at) * 2 + (row + i) % 2;
+// Weights k, k + k_step, ... of neighbouring columns, which lie in neighbouring packed rows.
+constexpr int64_t kLine = 128;
+struct Chunk {
+    int64_t column, columns;
+    int64_t k, k_step, count;  // count <= kLine
+    int64_t panel;             // first element of the panel
+    int64_t row, width;        // first packed row; columns of the panel, padding and all
+
+    // Element of weight i of column j when rows are packed one by one, or in pairs.
+    int64_t single(int64_t i, int64_t j) const { return panel + (row + i) * width + j; }
+    int64_t paired(int64_t i, int64_t j) const {
+        return panel + ((row + i) / 2 * width + j) * 2 + (row + i) % 2;
     }
 };
 
-// All weights, panel by panel in blocks that stay in cache. Nothing for padding.
+// A panel of the GEMM form, or all of the lane form: what one thread packs.
+struct Panel {
+    int64_t block, group, left;  // left: its first column in the group
+    int64_t first, width, rows;  // first element; columns and rows as packed
+};
+
+int64_t panel_count(const analogc_weight &w) {
+    if (uses_lanes(w)) return 1;
+    return w.blocks * w.groups * ((packed_columns(w) + kPanel - 1) / kPanel);
+}
+
+Panel panel_of(const analogc_weight &w, int64_t i) {
+    if (uses_lanes(w)) return {0, 0, 0, 0, round_up(w.columns, 16), w.channels * w.taps};
+    const int64_t stored = packed_columns(w), of_group = (stored + kPanel - 1) / kPanel;
+    const int64_t r = i / of_group / w.groups, g = i / of_group % w.groups;
+    const int64_t left = i % of_group * kPanel, rows = packed_rows(w, r);
+    return {r, g, left, block_offset(w, r) + (g * stored + left) * rows,
+            stored - left < kPanel ? stored - left : kPanel, rows};
+}
+
+// The weights of a panel, in chunks that stay in cache. Nothing for padding.
 template <class Visit>
-void for_each_gemm_line(const analogc_weight &w, Visit visit) {
-    const int64_t step = w.format == ANALOGC_INT16 ? 2 : 1;
-    const int64_t per_group = w.columns / w.groups, stored = packed_columns(w);
-    for (int64_t r = 0; r < w.blocks; ++r) {
-        const Block block(w, r);
-        const int64_t rows = packed_rows(w, r), base = block_offset(w, r);
-        for (int64_t panel = 0, width = 0; panel < w.groups * stored; panel += width) {
-            const int64_t g = panel / stored, left = panel % stored;
-            width = stored - left < kPanel ? stored - left : kPanel;
-            const int64_t used = per_group - left < kPanel ? per_group - left : kPanel;
-            int64_t row = 0, in_segment = 0;
-            for_each_piece(w, r, [&](const Piece &piece) {
-                if (piece.begins_segment) {
-                    row += in_segment % step;
-                    in_segment = 0;
-                }
-                for (int64_t c = 0; c < piece.length; c += kLine) {
-                    const int64_t count = piece.length - c < kLine ? piece.length - c : kLine;
-                    const int64_t k = (block.first + piece.low + c) * w.taps + piece.tap;
-                    for (int64_t j = 0; j < used; ++j) {
-                        visit(Line{g * per_group + left + j, k, w.taps, count, base + panel * rows,
-                                   row + c, j, width});
-                    }
-                }
-                row += piece.length;
-                in_segment += piece.length;
-            });
+void for_each_chunk(const analogc_weight &w, const Panel &panel, Visit visit) {
+    if (uses_lanes(w)) {
+        for (int64_t k = 0; k < panel.rows; k += kLine) {
+            const int64_t count = panel.rows - k < kLine ? panel.rows - k : kLine;
+            visit(Chunk{0, w.columns, k, 1, count, 0, k, panel.width});
         }
+        return;
+    }
+    const int64_t step = w.format == ANALOGC_INT16 ? 2 : 1, per_group = w.columns / w.groups;
+    const int64_t left = per_group - panel.left, used = left < panel.width ? left : panel.width;
+    const Block block(w, panel.block);
+    int64_t row = 0, in_segment = 0;
+    for_each_piece(w, panel.block, [&](const Piece &piece) {
+        if (piece.begins_segment) {
+            row += in_segment % step;
+            in_segment = 0;
+        }
+        for (int64_t c = 0; c < piece.length; c += kLine) {
+            const int64_t count = piece.length - c < kLine ? piece.length - c : kLine;
+            const int64_t k = (block.first + piece.low + c) * w.taps + piece.tap;
+            visit(Chunk{panel.group * per_group + panel.left, used, k, w.taps, count, panel.first,
+                        row + c, panel.width});
+        }
+        row += piece.length;
+        in_segment += piece.length;
+    });
+}
+
+// Chunk as rows of columns, as they are packed: `from` holds its columns, `stride` words apart.
+void turn(const void *from, int64_t stride, const Chunk &chunk, int64_t words, void *to) {
+    isa().store_planes(static_cast<const float *>(from), chunk.columns, words, stride,
+                       static_cast<float *>(to), chunk.width);
+}
+
+void pack_chunk(const Chunk &chunk, const float *written, int64_t k_count, float *data) {
+    constexpr int64_t kStride = kLine + 16;  // no power of two, which would crowd one set of a cache
+    alignas(64) float value[kPanel * kStride];
+    for (int64_t first = 0; first < chunk.columns; first += kPanel) {
+        Chunk part = chunk;
+        part.columns = chunk.columns - first < kPanel ? chunk.columns - first : kPanel;
+        for (int64_t j = 0; j < part.columns; ++j) {
+            const float *from = written + (chunk.column + first + j) * k_count + chunk.k;
+            for (int64_t i = 0; i < chunk.count; ++i) value[j * kStride + i] = from[i * chunk.k_step];
+        }
+        turn(value, kStride, part, chunk.count, data + chunk.single(0, first));
     }
 }
 
-template <class Visit>
-void for_each_line(const analogc_weight &w, Visit visit) {
-    if (!uses_lanes(w)) return for_each_gemm_line(w, visit);
-    const int64_t width = round_up(w.columns, 16), k_count = w.channels * w.taps;
-    for (int64_t k = 0; k < k_count; k += kLine) {
-        const int64_t count = k_count - k < kLine ? k_count - k : kLine;
-        for (int64_t n = 0; n < w.columns; ++n) visit(Line{n, k, 1, count, 0, k, n, width});
-    }
-}
-
-// Calls move(element of the packed weight, i) for each weight of the line.
-template <class Element, class Move>
-void move_line(const Line &line, bool paired, Element *data, Move move) {
-    // Two loops, because a choice for each weight would cost more than moving it.
-    if (paired) {
-        for (int64_t i = 0; i < line.count; ++i) move(data[line.paired(i)], i);
-    } else {
-        for (int64_t i = 0; i < line.count; ++i) move(data[line.single(i)], i);
+void pack_chunk(const Chunk &chunk, const float *written, int64_t k_count, const float *step,
+                float limit, bool paired, int16_t *data) {
+    // Codes in pairs of rows are words, which turn as floats do.
+    constexpr int64_t kStride = kLine + 32;
+    alignas(64) int16_t code[kPanel * kStride];
+    const bool words = paired && chunk.row % 2 == 0;
+    for (int64_t first = 0; first < chunk.columns; first += kPanel) {
+        Chunk part = chunk;
+        part.columns = chunk.columns - first < kPanel ? chunk.columns - first : kPanel;
+        for (int64_t j = 0; j < part.columns; ++j) {
+            const int64_t n = chunk.column + first + j;
+            const float *from = written + n * k_count + chunk.k;
+            int16_t *line = code + j * kStride;
+            float value[kLine];
+            if (chunk.k_step != 1) {
+                for (int64_t i = 0; i < chunk.count; ++i) value[i] = from[i * chunk.k_step];
+                from = value;
+            }
+            isa().dac_int16(from, chunk.count, 1.0f / step[n], limit, line);
+            line[chunk.count] = 0;
+            if (words) continue;
+            for (int64_t i = 0; i < chunk.count; ++i) {
+                data[paired ? chunk.paired(i, first + j) : chunk.single(i, first + j)] = line[i];
+            }
+        }
+        if (words) turn(code, kStride / 2, part, (chunk.count + 1) / 2, data + chunk.paired(0, first));
     }
 }
 
@@ -119,51 +168,73 @@ extern "C" int64_t analogc_packed_size(const analogc_weight *weight) {
     return block_offset(*weight, weight->blocks) * size;
 }
 
-extern "C" int32_t analogc_pack(const analogc_weight *weight, const float *written) {
+extern "C" int32_t analogc_pack(const analogc_weight *weight, const float *written,
+                                int32_t threads) {
     const analogc_weight &w = *weight;
-    if (!is_valid(w)) return ANALOGC_BAD_ARGUMENT;
-    const int64_t k_count = w.channels * w.taps;
+    if (!is_valid(w) || threads < 1) return ANALOGC_BAD_ARGUMENT;
+    const int64_t k_count = w.channels * w.taps, panels = panel_count(w);
     const bool integer = w.format == ANALOGC_INT16, paired = integer && !uses_lanes(w);
     const float limit = static_cast<float>(weight_limit(w));
     if (integer && limit < 1) return ANALOGC_BAD_ARGUMENT;
-    for (int64_t n = 0; integer && n < w.columns; ++n) {
-        w.step[n] = column_step(written + n * k_count, k_count, limit);
-    }
-    memset(w.data, 0, static_cast<size_t>(analogc_packed_size(&w)));
-    float *real = static_cast<float *>(w.data);
-    int16_t *code = static_cast<int16_t *>(w.data);
-    for_each_line(w, [&](const Line &line) {
-        const float *from = written + line.column * k_count + line.k;
-        float value[kLine];
-        for (int64_t i = 0; i < line.count; ++i) value[i] = from[i * line.k_step];
-        if (!integer) {
-            move_line(line, paired, real, [&](float &to, int64_t i) { to = value[i]; });
-            return;
+#pragma omp parallel num_threads(threads) if (threads > 1 && w.columns * k_count > kFew)
+    {
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < (integer ? w.columns : 0); ++n) {
+            w.step[n] = column_step(written + n * k_count, k_count, limit);
         }
-        int16_t line_code[kLine];
-        isa().dac_int16(value, line.count, 1.0f / w.step[line.column], limit, line_code);
-        move_line(line, paired, code, [&](int16_t &to, int64_t i) { to = line_code[i]; });
-    });
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < panels; ++i) {
+            const Panel panel = panel_of(w, i);
+            const int64_t size = panel.rows * panel.width;
+            float *real = static_cast<float *>(w.data);
+            int16_t *code = static_cast<int16_t *>(w.data);
+            if (integer) {
+                memset(code + panel.first, 0, static_cast<size_t>(size) * sizeof *code);
+            } else {
+                memset(real + panel.first, 0, static_cast<size_t>(size) * sizeof *real);
+            }
+            for_each_chunk(w, panel, [&](const Chunk &chunk) {
+                if (integer) {
+                    pack_chunk(chunk, written, k_count, w.step, limit, paired, code);
+                } else {
+                    pack_chunk(chunk, written, k_count, real);
+                }
+            });
+        }
+    }
     return ANALOGC_OK;
 }
 
-extern "C" int32_t analogc_unpack(const analogc_weight *weight, const float *alpha,
-                                  float *written) {
+extern "C" int32_t analogc_unpack(const analogc_weight *weight, const float *alpha, float *written,
+                                  int32_t threads) {
     const analogc_weight &w = *weight;
-    if (!is_valid(w)) return ANALOGC_BAD_ARGUMENT;
-    const int64_t k_count = w.channels * w.taps;
+    if (!is_valid(w) || threads < 1) return ANALOGC_BAD_ARGUMENT;
+    const int64_t k_count = w.channels * w.taps, panels = panel_count(w);
     const bool integer = w.format == ANALOGC_INT16, paired = integer && !uses_lanes(w);
     const float *real = static_cast<const float *>(w.data);
     const int16_t *code = static_cast<const int16_t *>(w.data);
-    for_each_line(w, [&](const Line &line) {
-        const float unit = integer ? w.step[line.column] : 1.0f;
-        const float scale = alpha ? alpha[line.column] : 1.0f;
-        float *to = written + line.column * k_count + line.k;
-        const auto take = [&](float value, int64_t i) {
-            to[i * line.k_step] = value * unit * scale;
-        };
-        integer ? move_line(line, paired, code, take) : move_line(line, paired, real, take);
-    });
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) \
+    if (threads > 1 && w.columns * k_count > kFew)
+    for (int64_t i = 0; i < panels; ++i) {
+        for_each_chunk(w, panel_of(w, i), [&](const Chunk &c) {
+            for (int64_t j = 0; j < c.columns; ++j) {
+                const int64_t n = c.column + j;
+                const float unit = integer ? w.step[n] : 1.0f, scale = alpha ? alpha[n] : 1.0f;
+                float *to = written + n * k_count + c.k;
+                // Three loops, because a choice for each weight would cost more than moving it.
+                const auto put = [&](int64_t at, float value) {
+                    to[at * c.k_step] = value * unit * scale;
+                };
+                if (paired) {
+                    for (int64_t at = 0; at < c.count; ++at) put(at, code[c.paired(at, j)]);
+                } else if (integer) {
+                    for (int64_t at = 0; at < c.count; ++at) put(at, code[c.single(at, j)]);
+                } else {
+                    for (int64_t at = 0; at < c.count; ++at) put(at, real[c.single(at, j)]);
+                }
+            }
+        });
+    }
     return ANALOGC_OK;
 }
 

@@ -160,7 +160,9 @@ def _channels_last(x: Tensor, channels: int) -> Tensor:
 def normals(rows: int, columns: int, key: int, block: int = 0, call: int = 0) -> Tensor:
     """Standard normal noise of row block ``block``, ``[rows, columns]``."""
     out = new(rows, columns)
-    loaded().normals(out.data_ptr(), rows, columns, key, block, call & 0xFFFFFFFF)
+    loaded().normals(
+        out.data_ptr(), rows, columns, key, block, call & 0xFFFFFFFF, torch.get_num_threads()
+    )
     return out
 
 

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 import analogc.runtime
+from analogc.runtime import cuda_kernels
+
+from .gpu_cases import HostKernels
 
 ROOT = Path(analogc.runtime.__path__[0]) / "native"
 HOST = Path(__file__).parent / "native"
@@ -37,6 +40,14 @@ def build_host(tmp_path_factory: pytest.TempPathFactory) -> Build:
         return built[key]
 
     return build
+
+
+@pytest.fixture
+def host(build_host: Build, monkeypatch: pytest.MonkeyPatch) -> HostKernels:
+    """``gpu.forward`` runs on the CPU from here on."""
+    found = HostKernels(build_host("cuda_host.cpp", "-Wno-unknown-pragmas"))
+    monkeypatch.setattr(cuda_kernels, "kernels_for", lambda device: found)
+    return found
 
 
 def cpu_runs(architecture: str) -> bool:

@@ -84,9 +84,9 @@ int run_layer() {
     const auto step = array<float>(w.columns);
     w.data = data.get();
     w.step = step.get();
-    if (analogc_pack(&w, weight.get())) return fail("pack");
+    if (analogc_pack(&w, weight.get(), 1)) return fail("pack");
     const auto unpacked = array<float>(w.columns * inputs);
-    if (analogc_unpack(&w, nullptr, unpacked.get())) return fail("unpack");
+    if (analogc_unpack(&w, nullptr, unpacked.get(), 1)) return fail("unpack");
 
     const int64_t x_size = l.batch * w.groups * w.channels * in_pixels;
     const int64_t y_size = l.batch * w.columns * pixels;

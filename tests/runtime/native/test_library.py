@@ -71,6 +71,19 @@ def test_normals_are_those_of_philox(native: Library, columns: int) -> None:
         assert np.array_equal(found.view(np.int32), wanted.view(np.int32))
 
 
+@pytest.mark.parametrize("columns", [16, 33, 64, 128, 300])
+def test_threads_change_no_normal(native: Library, columns: int) -> None:
+    wanted = philox.normals(7, 1, 3, 777, columns)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found = tensors.normals(777, columns, 7, 1, 3).numpy()
+            assert np.array_equal(found.view(np.int32), wanted.view(np.int32))
+    finally:
+        torch.set_num_threads(before)
+
+
 @given(st.integers(0, 3000), st.data())
 @pytest.mark.usefixtures("native")
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

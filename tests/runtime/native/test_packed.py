@@ -108,3 +108,27 @@ def test_pickle() -> None:
 def test_rows_that_do_not_fit(rows: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="do not fit"):
         Packed.pack(torch.randn(4, 18), rows, (3, 3), 1, 8)
+
+
+@pytest.mark.parametrize("format", ["int16", "float32"])
+@pytest.mark.parametrize(
+    ("shape", "taps", "groups"),
+    [((200, 300), (), 1), ((150, 33, 3, 3), (3, 3), 1), ((96, 40, 3, 3), (3, 3), 3)],
+)
+def test_threads_change_no_bit(
+    shape: tuple[int, ...], taps: tuple[int, ...], groups: int, format: Format
+) -> None:
+    weight = torch.randn(shape).flatten(1)
+    rows = (0, 101, weight.shape[1])
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            packed = Packed.pack(weight, rows, taps, groups, 8, format)
+            found.append((packed.data, packed.step, packed.unpack()))
+    finally:
+        torch.set_num_threads(before)
+
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))

@@ -1,0 +1,1 @@
+"""Passes on MLIR modules, one file each; ``opt`` runs them by name."""
