@@ -9,9 +9,9 @@
 namespace analogc {
 namespace {
 
-// Largest int16 code of a weight. Its halves fit 8 bits each, 256 * 127 + 127, because the CUDA path
-// multiplies them apart and must have the same codes. Sums stay in int32: codes of a DAC of at most
-// 8 bits are within 127, so |sum| <= 127 * limit * rows <= 2^31 - 1, also for every partial sum.
+// Largest int16 code of a weight. Its halves fit 8 bits each, 256 * 127 + 127, because the CUDA
+// path multiplies them apart and must have the same codes. Sums stay in int32: codes of a DAC of at
+// most 8 bits are within 127, so |sum| <= 127 * limit * rows <= 2^31 - 1, also partial ones.
 int64_t weight_limit(const analogc_weight &w) {
     int64_t most = 1;
     for (int64_t r = 0; r < w.blocks; ++r) {
@@ -109,14 +109,15 @@ void turn(const void *from, int64_t stride, const Chunk &chunk, int64_t words, v
 }
 
 void pack_chunk(const Chunk &chunk, const float *written, int64_t k_count, float *data) {
-    constexpr int64_t kStride = kLine + 16;  // no power of two, which would crowd one set of a cache
+    constexpr int64_t kStride = kLine + 16;  // a power of two would crowd a few sets of a cache
     alignas(64) float value[kPanel * kStride];
     for (int64_t first = 0; first < chunk.columns; first += kPanel) {
         Chunk part = chunk;
         part.columns = chunk.columns - first < kPanel ? chunk.columns - first : kPanel;
         for (int64_t j = 0; j < part.columns; ++j) {
             const float *from = written + (chunk.column + first + j) * k_count + chunk.k;
-            for (int64_t i = 0; i < chunk.count; ++i) value[j * kStride + i] = from[i * chunk.k_step];
+            float *line = value + j * kStride;
+            for (int64_t i = 0; i < chunk.count; ++i) line[i] = from[i * chunk.k_step];
         }
         turn(value, kStride, part, chunk.count, data + chunk.single(0, first));
     }
@@ -147,7 +148,8 @@ void pack_chunk(const Chunk &chunk, const float *written, int64_t k_count, const
                 data[paired ? chunk.paired(i, first + j) : chunk.single(i, first + j)] = line[i];
             }
         }
-        if (words) turn(code, kStride / 2, part, (chunk.count + 1) / 2, data + chunk.paired(0, first));
+        if (!words) continue;
+        turn(code, kStride / 2, part, (chunk.count + 1) / 2, data + chunk.paired(0, first));
     }
 }
 
