@@ -66,13 +66,6 @@ def number(value: float, kind: Any) -> Value:
     return arith.ConstantOp(kind, float(value)).result
 
 
-def constant(value: float, kind: Any) -> Value:
-    """Constant tensor of rank 0."""
-    scalar = ir.RankedTensorType.get([], kind)
-    splat = ir.DenseElementsAttr.get_splat(scalar, ir.FloatAttr.get(kind, float(value)))
-    return arith.ConstantOp(scalar, splat).result
-
-
 def tensor_type(extents: Sequence[Size], kind: Any) -> Any:
     """Type of a tensor of these sizes."""
     dynamic = ir.ShapedType.get_dynamic_size()

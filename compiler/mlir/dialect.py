@@ -8,6 +8,7 @@ converters (`scale`, `program`, `peak`, `dac`, `mvm`, `conv_mvm`, `adc`, `accumu
 
 # No `from __future__ import annotations`: the bindings read the annotations as objects.
 
+import sys
 from collections.abc import Sequence
 from typing import Any, Optional
 
@@ -235,6 +236,8 @@ LAYERS = ("analog.linear", "analog.conv")
 
 def load(context: Any) -> None:
     """Load the dialect into ``context`` unless it is there."""
+    # The bindings import this module for each operation that they meet, until they find it.
+    sys.modules.setdefault("torch_mlir.dialects.analog", sys.modules[__name__])
     if not context.is_dialect_loaded(Analog.DIALECT_NAMESPACE):
         with context, ir.Location.unknown():
             Analog.load()

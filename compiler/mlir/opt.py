@@ -44,8 +44,16 @@ class Native:
 
 
 def parse(text: str) -> tuple[MlirPass | Native, ...]:
-    """Pipeline of a text; InputError for options that an analogc pass lacks, or bad brackets."""
-    return tuple(_step(piece) for piece in _pieces(text))
+    """Pipeline of a text, in ``builtin.module(...)`` or bare.
+
+    Raises:
+        InputError: an option that an analogc pass lacks, an empty step, or bad brackets.
+    """
+    pieces = _pieces(text)
+    whole = re.fullmatch(r"builtin\.module\((.*)\)", pieces[0], re.DOTALL)
+    if len(pieces) == 1 and whole is not None:
+        pieces = _pieces(whole.group(1))
+    return tuple(map(_step, pieces))
 
 
 def _pieces(text: str) -> list[str]:
@@ -88,25 +96,20 @@ def run(module: Any, passes: str | Sequence[MlirPass | Native], after: After | N
         VerifyError: a step failed, or what it left is not valid.
         UnsupportedError: an operation that a pass cannot handle.
     """
+    pipeline = parse(passes) if isinstance(passes, str) else passes
     with module.context, ir.Location.unknown():
-        steps = [(step, _prepared(step)) for step in _parsed(passes)]
-        for step, action in steps:
+        # All of them first: nothing runs of a pipeline that has a wrong step.
+        steps = [(str(step), step, _prepared(step)) for step in pipeline]
+        for name, step, action in steps:
             start = time.perf_counter()
             try:
                 action(module)
-                module.operation.verify()
+                if isinstance(step, MlirPass):
+                    module.operation.verify()
             except ir.MLIRError as err:
-                raise VerifyError(f"pass {_name(step)} failed\n{diagnostics(err)}") from None
+                raise VerifyError(f"pass {name} failed\n{diagnostics(err)}") from None
             if after is not None:
-                after(_name(step), module, time.perf_counter() - start)
-
-
-def _parsed(passes: str | Sequence[MlirPass | Native]) -> Sequence[MlirPass | Native]:
-    return parse(passes) if isinstance(passes, str) else passes
-
-
-def _name(step: MlirPass | Native) -> str:
-    return step.text if isinstance(step, Native) else str(step)
+                after(name, module, time.perf_counter() - start)
 
 
 def _prepared(step: MlirPass | Native) -> Callable[[Any], None]:

@@ -10,8 +10,9 @@ from torch_mlir import ir
 from torch_mlir.dialects import ext
 
 from ...runtime.errors import AnalogcError
-from .attributes import device_values, mapping_of, spec_of, to_json
-from .kinds import Bool, I64Array, IdealAttr
+from ...runtime.target import converter_from_dict, device_from_dict
+from .attributes import converter_values, device_values, mapping_of, spec_of, to_json
+from .kinds import Bool, I64Array
 
 
 class Broken(Exception):
@@ -63,7 +64,9 @@ def _check_kind(field: Any, found: Any) -> None:
     kinds = get_args(field.constraint) or (field.constraint,)
     # Constraints of our own stand for the class that they derive from.
     known = tuple(kind.__base__ if kind in (Bool, I64Array) else kind for kind in kinds)
-    require(isinstance(found, known), f"has {field.name} of a wrong kind: {found}")
+    # Texts of types take longer than all checks.
+    if not isinstance(found, known):
+        raise Broken(f"has {field.name} of a wrong kind: {found}")
 
 
 def _check_segments(op: Any) -> None:
@@ -112,12 +115,14 @@ def _floats(**values: Any) -> None:
     for name, value in values.items():
         if value is not None:
             kind = value.type.element_type
-            require(isinstance(kind, ir.FloatType), f"expects {name} of floats, got {kind}")
+            if not isinstance(kind, ir.FloatType):
+                raise Broken(f"expects {name} of floats, got {kind}")
 
 
 def _same_element(a: Any, b: Any, what: str) -> None:
     first, second = a.type.element_type, b.type.element_type
-    require(first == second, f"expects {what} of one element type, got {first} and {second}")
+    if first != second:
+        raise Broken(f"expects {what} of one element type, got {first} and {second}")
 
 
 def window(size: int | None, taps: int, stride: int, padding: int, dilation: int) -> int | None:
@@ -184,7 +189,11 @@ def _tiles(rows: Sequence[int], cols: Sequence[int], outputs: int, mapping: Any)
         len(cols) >= 2 and cols[0] == 0 and rising and cols[-1] == max(outputs, 1),
         f"expects col_bounds that rise from 0 to {outputs}, got {list(cols)}",
     )
-    require(mapping.first_tile >= 0, f"expects first_tile >= 0, got {mapping.first_tile}")
+    last = mapping.first_tile + mapping.tiles
+    require(
+        mapping.first_tile >= 0 and last < 1 << 63,
+        f"expects first_tile >= 0 and tile ids of 64 bits, got {mapping.first_tile}",
+    )
     for a, b in zip(rows, rows[1:], strict=False):
         _overflow(b - a, 1, mapping.tile_rows, f"row block {a}..{b}", "rows")
     for a, b in zip(cols, cols[1:], strict=False):
@@ -247,10 +256,8 @@ def tile_size(kind: Any) -> tuple[int, int]:
     return to_json(kind.rows), to_json(kind.cols)
 
 
-def _bits(op: Any) -> None:
-    require(not isinstance(op.converter, IdealAttr), "expects a converter that is not ideal")
-    bits = to_json(op.converter.bits)
-    require(2 <= bits <= 16, f"expects 2..16 bits, got {bits}")
+def _converter(op: Any) -> None:
+    converter_from_dict(converter_values(op.converter), "converter")
 
 
 @checked
@@ -284,7 +291,7 @@ def program(op: Any) -> None:
     wide = to_json(op.columns_per_weight)
     _overflow(cols, wide, size[1], f"a block of {cols} columns", "columns")
     require(to_json(op.tile_id) >= 0, f"expects tile_id >= 0, got {to_json(op.tile_id)}")
-    device_values(op.device)
+    device_from_dict(device_values(op.device))
 
 
 @checked
@@ -300,7 +307,7 @@ def peak(op: Any) -> None:
 @checked
 def dac(op: Any) -> None:
     """``x``, ``range`` a scalar or ``[..., 1]``, ``codes`` like x."""
-    _bits(op)
+    _converter(op)
     _floats(x=op.x, range=op.range, codes=op.codes)
     size = shape_of(op.x)
     _shape("range", op.range, [], *([[*size[:-1], 1]] if size else []))
@@ -312,6 +319,7 @@ def dac(op: Any) -> None:
 @checked
 def mvm(op: Any) -> None:
     """``codes [..., K]``, a tile of K rows and N columns, ``sums [..., N]``."""
+    to_json(op.settings)
     _floats(codes=op.codes, sums=op.sums)
     rows, cols = tile_size(op.tile.type)
     size = shape_of(op.codes)
@@ -324,6 +332,7 @@ def mvm(op: Any) -> None:
 @checked
 def conv_mvm(op: Any) -> None:
     """``codes [B, C, *size]``, a tile of C · taps rows and N columns, ``sums [B, N, *out]``."""
+    to_json(op.settings)
     _floats(codes=op.codes, sums=op.sums)
     kernel = to_json(op.kernel)
     require(
@@ -351,7 +360,7 @@ def _axis(op: Any, value: Any) -> int | None:
 @checked
 def adc(op: Any) -> None:
     """``sums``, ``range`` a scalar or ``[N]`` along ``axis``, ``levels`` like sums."""
-    _bits(op)
+    _converter(op)
     _floats(sums=op.sums, range=op.range, levels=op.levels)
     _shape("range", op.range, [], [_axis(op, op.sums)])
     _shape("levels", op.levels, shape_of(op.sums))

@@ -117,9 +117,8 @@ class _Outliner:
 
 def _attributes(op: Any) -> Any:
     """All attributes of an operation, as one; those of the bindings have no text of their own."""
-    return ir.DictAttr.get(
-        {name: op.operation.attributes[name] for name in op.operation.attributes}
-    )
+    held = op.operation.attributes
+    return ir.DictAttr.get({name: held[name] for name in held})
 
 
 def _result_sizes(op: Any) -> list[Any]:

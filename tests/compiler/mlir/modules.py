@@ -124,9 +124,10 @@ class Layer:
 
     def _convolve(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
         conv = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3]
-        return conv(
+        found: Tensor = conv(
             x, weight, None, list(self.stride), list(self.padding), list(self.dilation), groups
         )
+        return found
 
     def _blockwise(self, x: Tensor, tiles: Programmed) -> Tensor:
         """Static ranges: codes of the feature map, and a block's weight among zeros."""
@@ -150,7 +151,8 @@ class Layer:
             parts.append(p)
             gains.append((full * tiles.scale).view(spread))
         bias = None if self.bias is None else self.bias.view(spread)
-        return reference.accumulate(parts, gains, bias)
+        y: Tensor = reference.accumulate(parts, gains, bias)
+        return y
 
 
 def _type(value: Tensor, dynamic: Sequence[int] = ()) -> Any:

@@ -263,7 +263,7 @@ def test_bad_windows_are_refused(old: str, new: str, message: str) -> None:
         ("tile_id = 3", "tile_id = -3", "tile_id >= 0"),
         (r"written = false", "written = 0.5", "written of a wrong kind"),
         ("axis = 1", "axis = 2", "axis to be a dim of"),
-        ("converter<8", "converter<20", "2..16 bits, got 20"),
+        ("converter<8", "converter<20", "must be 2..16, got 20"),
         (r"converter = #analog.converter<8.*?}>", "converter = #analog.ideal", "converter"),
         ('weight_scale = "column"', 'weight_scale = "both"', "column or tensor"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import subprocess
 import sys
@@ -10,14 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 pytest.importorskip("torch_mlir")
 
 from torch_mlir.dialects import func
 
 from analogc.compiler.cli import main
-from analogc.compiler.mlir import opt
+from analogc.compiler.mlir import memref, opt
 from analogc.compiler.mlir.dialect import LinearOp
+from analogc.compiler.mlir.native import NativeCode
 from analogc.compiler.mlir.passes.base import operations
 from analogc.compiler.mlir.passes.outline_analog import OutlineAnalog
 from analogc.errors import AnalogcError, InputError, UnsupportedError, VerifyError
@@ -43,6 +46,7 @@ def test_pipeline_text_comes_back() -> None:
     steps = opt.parse(text)
     assert ",".join(map(str, steps)) == text
     assert steps[0] == OutlineAnalog(abi="buffer")
+    assert opt.parse(f"builtin.module( {text} )") == steps
 
 
 def test_each_step_is_reported_with_its_time() -> None:
@@ -173,6 +177,29 @@ def test_calls_of_one_layer_share_a_declaration_and_others_have_their_own() -> N
     names = [op.name.value for op in operations(module, func.FuncOp) if op.is_external]
     assert sorted(names) == ["analog.block_fc", "analog.block_fc_2"]
     assert str(module).count("call @analog.block_fc(") == 2
+
+
+def test_calls_on_buffers_run_as_machine_code() -> None:
+    ones = torch.ones(1)
+    layer = Layer(
+        LayerSpec((0, 27), *BOTH), torch.randn(2, 3, 8, 7), torch.randn(4, 3, 3, 3), (0, 4),
+        input_range=ones, adc_range=ones, stride=(2, 1), padding=(1, 2), dilation=(1, 2),
+    )  # fmt: skip
+    module = layer.module(dynamic=(0, 2, 3))
+    opt.run(module, "outline-analog-to-calls{abi=buffer prefix=rt_}")
+    kinds = [ctypes.POINTER(memref.descriptor(n)) for n in (4, 4, 1, 1, 4)]
+    seen: list[Tensor] = []
+
+    def call(*buffers: Any) -> None:
+        *given, out = (memref.view(each.contents, torch.float32) for each in buffers)
+        seen.extend(value.clone() for value in given)
+        out.copy_(layer.expected())
+
+    code = NativeCode(module, {"rt_block_fc": ctypes.CFUNCTYPE(None, *kinds)(call)})
+    (found,) = code(list(layer.operands.values()))
+
+    assert torch.equal(found, layer.expected())
+    assert all(map(torch.equal, seen, layer.operands.values()))
 
 
 # -- command line ---------------------------------------------------------------------------------
