@@ -170,6 +170,21 @@ def _add_inspect(commands: Any) -> None:
     parser.add_argument("file", metavar="FILE", help="what `analogc compile` wrote")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     parser.add_argument("--html", metavar="OUT", help="write a page with a picture of the graph")
+    parser.add_argument(
+        "--mlir", metavar="LEVEL", choices=("torch", "analog", "linalg"),
+        help="print the graph in MLIR instead: torch (layers as operators), analog (layers as "
+        "operations, digital work in linalg) or linalg",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mlir-weights",
+        metavar="KIND|FILE",
+        default="args",
+        help="args (default), inline, or the .safetensors file to write them to",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="OUT",
+        help="file for the MLIR: .mlir for text, .mlirbc for bytecode (default: standard output)",
+    )  # fmt: skip
 
 
 def _add_run(commands: Any) -> None:
@@ -196,6 +211,11 @@ def _add_run(commands: Any) -> None:
     parser.add_argument(
         "--output", metavar="OUT", help="write the outputs: .npy for one, .safetensors for any"
     )
+    parser.add_argument(
+        "--engine", choices=("native", "callbacks", "iree"),
+        help="run the model as MLIR: native and iree compile layers too, callbacks runs them on "
+        "the tiles (default: the model itself)",
+    )  # fmt: skip
 
 
 def _add_opt(commands: Any) -> None:
@@ -284,6 +304,16 @@ def _compile(args: argparse.Namespace) -> None:
 
 def _inspect(args: argparse.Namespace) -> None:
     model = load(args.file)
+    if args.mlir is not None:
+        mlir = model.to_mlir(args.mlir, args.mlir_weights)
+        if args.output is None:
+            print(mlir.text(), end="")
+        else:
+            mlir.save(args.output)
+            print(f"wrote {args.output}")
+        return
+    if args.output is not None:
+        raise InputError("--output is for --mlir", fix="add --mlir analog, or leave it out")
     if args.html is not None:
         model.to_html(args.html)
     if args.json:
@@ -321,7 +351,11 @@ def _run(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     with torch.no_grad():
         try:
-            result = model(*positional, **named)
+            result = (
+                model(*positional, **named)
+                if args.engine is None
+                else model.run_mlir(*positional, engine=args.engine, **named)
+            )
         except (RuntimeError, IndexError) as err:
             raise InputError(f"the model does not run on this input: {err}") from err
     seconds = time.perf_counter() - start

@@ -174,13 +174,13 @@ def test_several_graphs_are_emitted_one_by_one() -> None:
     assert "compiled.graphs" in str(caught.value)
     with pytest.raises(UnsupportedError, match="2 graphs"):
         compiled.run_mlir(torch.randn(2, 4))
-    modules = [graph.to_mlir() for graph in compiled.graphs]
+    graphs: Any = compiled.graphs
+    modules = [graph.to_mlir() for graph in graphs]
     assert [module.text().count('"analog.linear"') for module in modules] == [1, 1]
     first = torch.randn(2, 4)
-    second: Any = compiled.graphs[1]
     (out,) = modules[1].compile()(first)[:1]
     with torch.no_grad():
-        assert torch.equal(out, second(first)[0])
+        assert torch.equal(out, graphs[1](first)[0])
 
 
 def test_sealed_weights_leave_as_arguments_only(tmp_path: Path) -> None:
@@ -237,7 +237,8 @@ def test_operators_without_lowering_are_named() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             y: Tensor = self.linear(x)
-            return torch.linalg.eigvalsh(y.view(-1, 2, 2))
+            values: Tensor = torch.linalg.eigvalsh(y.view(-1, 2, 2))
+            return values
 
     compiled = analogc.compile(Spectrum().eval(), (torch.randn(2, 4),), seed=0)
     with pytest.raises(UnsupportedError, match="eigh") as caught:
