@@ -181,6 +181,21 @@ def _add_inspect(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     for name, what in _PICTURES.items():
         parser.add_argument(f"--{name}", metavar="OUT", help=f"write {what}")
+    parser.add_argument(
+        "--mlir", metavar="LEVEL", choices=("torch", "analog", "linalg"),
+        help="print the graph in MLIR instead: torch (layers as operators), analog (layers as "
+        "operations, digital work in linalg) or linalg",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mlir-weights",
+        metavar="KIND|FILE",
+        default="args",
+        help="args (default), inline, or the .safetensors file to write them to",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="OUT",
+        help="file for the MLIR: .mlir for text, .mlirbc for bytecode (default: standard output)",
+    )  # fmt: skip
 
 
 def _add_run(commands: Any) -> None:
@@ -211,6 +226,11 @@ def _add_run(commands: Any) -> None:
     parser.add_argument(
         "--output", metavar="OUT", help="write the outputs: .npy for one, .safetensors for any"
     )
+    parser.add_argument(
+        "--engine", choices=("native", "callbacks", "iree"),
+        help="run the model as MLIR: native and iree compile layers too, callbacks runs them on "
+        "the tiles (default: the model itself)",
+    )  # fmt: skip
 
 
 def _add_opt(commands: Any) -> None:
@@ -319,6 +339,16 @@ def _compile(args: argparse.Namespace) -> None:
 
 def _inspect(args: argparse.Namespace) -> None:
     model = load(args.file)
+    if args.mlir is not None:
+        mlir = model.to_mlir(args.mlir, args.mlir_weights)
+        if args.output is None:
+            print(mlir.text(), end="")
+        else:
+            mlir.save(args.output)
+            print(f"wrote {args.output}")
+        return
+    if args.output is not None:
+        raise InputError("--output is for --mlir", fix="add --mlir analog, or leave it out")
     pictures = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name in _PICTURES}
     for name, path in pictures.items():
         if path is not None:
@@ -363,7 +393,11 @@ def _run(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     with torch.no_grad():
         try:
-            result = model(*positional, **named)
+            result = (
+                model(*positional, **named)
+                if args.engine is None
+                else model.run_mlir(*positional, engine=args.engine, **named)
+            )
         except (RuntimeError, IndexError) as err:
             raise InputError(f"the model does not run on this input: {err}") from err
     seconds = time.perf_counter() - start

@@ -166,7 +166,7 @@ def _stateless(model: Inspected) -> tuple[fx.Graph, tuple[Argument, ...], tuple[
         argument, identity = argument_of(model, node)
         if identity not in known:
             known[identity] = graph.placeholder(node.name)
-            known[identity].meta = dict(node.meta)
+            known[identity].meta = {**node.meta, "val": _of_fixed_size(node.meta["val"])}
             arguments.append(argument)
         copies[node] = known[identity]
     for node in model.graph.nodes:
@@ -180,6 +180,14 @@ def _stateless(model: Inspected) -> tuple[fx.Graph, tuple[Argument, ...], tuple[
     returned, results = _outputs(graph, fx.node.map_arg(output.args[0], copies.__getitem__))
     graph.output(tuple(returned))
     return graph, tuple(arguments), results
+
+
+def _of_fixed_size(value: Tensor) -> Tensor:
+    """Fake tensor of a weight; a mode that makes symbols of sizes may have done so here, too."""
+    if not any(isinstance(size, torch.SymInt) for size in value.shape):
+        return value
+    with value.fake_mode:  # type: ignore[attr-defined]
+        return torch.empty([int(n) for n in value.shape], dtype=value.dtype, device=value.device)
 
 
 def _is_check(node: fx.Node) -> bool:

@@ -162,8 +162,8 @@ def elements(value: Tensor, name: str) -> Any:
     plain = value.detach().cpu().contiguous()
     if plain.dtype is torch.bool or plain.numel() <= 1:
         # A splat has no resource, and bits of a resource are packed.
-        raw = plain.view(torch.int16) if plain.dtype is torch.bfloat16 else plain
-        return ir.DenseElementsAttr.get(raw.numpy(), type=kind)
+        bits = plain.view(torch.int16) if plain.dtype is torch.bfloat16 else plain
+        return ir.DenseElementsAttr.get(bits.numpy(), type=kind)
     raw = plain.reshape(-1).view(torch.uint8).numpy()
     # No more than that: who reads bytecode must have it in memory of the same alignment.
     align = plain.element_size()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -68,11 +68,15 @@ def view(found: Any, dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(memory, dtype=dtype).as_strided(shape, strides)
 
 
-def taken(found: Any, dtype: torch.dtype) -> Tensor:
-    """A copy of what a descriptor points to, whose memory is freed: it was the caller's."""
-    value = view(found, dtype).clone() if math.prod(shape_of(found)) else view(found, dtype)
-    _FREE(found.allocated)
-    return value
+def free(found: Sequence[Any], kept: Iterable[Tensor]) -> None:
+    """Free the memory of results, which is the caller's; two of them may be one.
+
+    Args:
+        found: descriptors of the results.
+        kept: tensors whose memory stays, though a result may be in it.
+    """
+    for address in {at.allocated for at in found} - {value.data_ptr() for value in kept}:
+        _FREE(address)
 
 
 _FREE = ctypes.CDLL(None).free

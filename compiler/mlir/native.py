@@ -58,7 +58,7 @@ class NativeCode:
         Raises:
             InputError: a check of the module failed: an index beyond a table, for example.
         """
-        kept: list[Any] = []
+        kept: list[Tensor] = []
         packed: list[Any] = []
         results = self._results()
         if self._dtypes:
@@ -72,13 +72,14 @@ class NativeCode:
                 packed.append(ctypes.pointer(ctypes.c_int64(value)))
         self._failed.clear()
         self._engine.invoke("main", *packed)
-        found = [
-            memref.taken(getattr(results, f"result{i}"), dtype)
-            for i, dtype in enumerate(self._dtypes)
-        ]
-        if self._failed:
-            raise InputError(f"a check of the module failed: {self._checks[self._failed[0]]}")
-        return found
+        held = [getattr(results, f"result{i}") for i in range(len(self._dtypes))]
+        try:
+            if self._failed:
+                raise InputError(f"a check of the module failed: {self._checks[self._failed[0]]}")
+            each = zip(held, self._dtypes, strict=True)
+            return [memref.view(at, dtype).clone() for at, dtype in each]
+        finally:
+            memref.free(held, kept)
 
 
 def copied(module: Any) -> Any:

@@ -164,7 +164,7 @@ def test_several_graphs_are_emitted_one_by_one() -> None:
             super().__init__()
             self.enter, self.leave = nn.Linear(4, 4), nn.Linear(4, 4)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             y = self.enter(x)
             return self.leave(y) if y.sum() > -1e9 else y
 
@@ -174,12 +174,13 @@ def test_several_graphs_are_emitted_one_by_one() -> None:
     assert "compiled.graphs" in str(caught.value)
     with pytest.raises(UnsupportedError, match="2 graphs"):
         compiled.run_mlir(torch.randn(2, 4))
-    modules = [graph.to_mlir() for graph in compiled.graphs]
+    graphs: Any = compiled.graphs
+    modules = [graph.to_mlir() for graph in graphs]
     assert [module.text().count('"analog.linear"') for module in modules] == [1, 1]
     first = torch.randn(2, 4)
     (out,) = modules[1].compile()(first)[:1]
     with torch.no_grad():
-        assert torch.equal(out, compiled.graphs[1](first)[0])
+        assert torch.equal(out, graphs[1](first)[0])
 
 
 def test_sealed_weights_leave_as_arguments_only(tmp_path: Path) -> None:
@@ -219,7 +220,8 @@ def test_writes_into_buffers_are_refused() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             self.count.add_(1)
-            return self.linear(x) * self.count
+            y: Tensor = self.linear(x)
+            return y * self.count
 
     compiled = analogc.compile(Counts().eval(), (torch.randn(2, 4),), seed=0)
     with pytest.raises(UnsupportedError, match="writes its buffer 'count'") as caught:
@@ -234,7 +236,9 @@ def test_operators_without_lowering_are_named() -> None:
             self.linear = nn.Linear(4, 4)
 
         def forward(self, x: Tensor) -> Tensor:
-            return torch.linalg.eigvalsh(self.linear(x).view(-1, 2, 2))
+            y: Tensor = self.linear(x)
+            values: Tensor = torch.linalg.eigvalsh(y.view(-1, 2, 2))
+            return values
 
     compiled = analogc.compile(Spectrum().eval(), (torch.randn(2, 4),), seed=0)
     with pytest.raises(UnsupportedError, match="eigh") as caught:
