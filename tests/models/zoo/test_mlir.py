@@ -14,34 +14,40 @@ from torch.utils import _pytree as pytree
 import analogc
 
 from . import test_timm, test_torchvision, test_transformers
-from .families import Family
+from .families import TIMM, TORCHVISION, Family
 from .shim import need
 
 pytestmark = [
     pytest.mark.zoo,
-    pytest.mark.skipif(importlib.util.find_spec("torch_mlir") is None, reason="needs the extra mlir"),
+    pytest.mark.skipif(importlib.util.find_spec("torch_mlir") is None, reason="no torch_mlir"),
 ]  # fmt: skip
 
 TEXT = ("BertForMaskedLM", "GPT2LMHeadModel", "LlamaForCausalLM", "ViTForImageClassification",
         "T5ForConditionalGeneration", "MambaForCausalLM")  # fmt: skip
-VISION = ("resnet18", "mobilenet_v3_small", "vit_b_32", "efficientnet_b0", "convnext_tiny")
-TIMM = ("test_vit", "test_efficientnet", "mixer_s32_224")
+VISION = ("resnet18", "mobilenet_v3_small", "vit_b_32", "shufflenet_v2_x0_5")
+TIMM_NAMES = ("test_vit", "test_efficientnet", "mixer_s32_224")
 
 
 def check(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    compiled = analogc.compile(model, args, kwargs=kwargs, seed=0)
     with torch.no_grad():
-        want = tensors(compiled(*args, **kwargs))
-    analog = compiled.to_mlir("analog")
-    text = str(analog)
+        digital = tensors(model(*args, **kwargs))
+    ideal = analogc.compile(model, args, kwargs=kwargs, target="ideal")
+    for got, want in zip(tensors(ideal.run_mlir(*args, **kwargs)), digital, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-4 * float(want.abs().max()))
+
+    compiled = analogc.compile(model, args, kwargs=kwargs, seed=0)
+    text = str(compiled.to_mlir("analog"))
     assert not any(line.strip().partition("= ")[2].startswith("torch") for line in text.split("\n"))
     layers = text.count('= "analog.linear"') + text.count('= "analog.conv"')
     assert layers == len(list(compiled._analog_nodes()))
-    linalg = compiled.to_mlir("linalg", programmed=True)
-    got = tensors(linalg.compile()(*args, **kwargs))
-    for a, b in zip(got, want, strict=True):
-        limit = 1e-5 * float(b.abs().max()) if b.is_floating_point() else 0
-        torch.testing.assert_close(a, b, rtol=0, atol=limit)
+    with torch.no_grad():
+        expected = tensors(compiled(*args, **kwargs))
+    found = tensors(compiled.run_mlir(*args, **kwargs))
+    for got, want, plain in zip(found, expected, digital, strict=True):
+        # A code that another order of sums moves by one changes all that follows, as every
+        # rounding of the model does.
+        limit = 3 * float((want - plain).abs().max()) if want.is_floating_point() else 0
+        torch.testing.assert_close(got, want, rtol=0, atol=limit)
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -59,13 +65,13 @@ def _of(families: tuple[Family, ...], names: tuple[str, ...]) -> list[Family]:
     return [family for family in families if family.name in names]
 
 
-@pytest.mark.parametrize("family", _of(test_torchvision.TORCHVISION, VISION), ids=str)
+@pytest.mark.parametrize("family", _of(TORCHVISION, VISION), ids=str)
 def test_torchvision_originals(family: Family) -> None:
     need("torchvision")
     check(test_torchvision.build(family).eval(), test_torchvision.inputs(family), {})
 
 
-@pytest.mark.parametrize("family", _of(test_timm.TIMM, TIMM), ids=str)
+@pytest.mark.parametrize("family", _of(TIMM, TIMM_NAMES), ids=str)
 def test_timm_originals(family: Family) -> None:
     need("torchvision", "timm")
     inputs = (torch.randn(2, 3, family.size, family.size),)
