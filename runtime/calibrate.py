@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
-import operator
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextvars import ContextVar
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -24,14 +19,12 @@ from .mapping import TileMapping
 from .mvm import Geometry, geometry
 from .noise import NoiseKey
 from .ops import NAMES, digital
+from .progress import with_progress
 from .regions import kept_modes, plain_precision
 from .spec import LayerSpec, parse
 from .standin import resolve
 from .target import Calibration
 
-_MOMENT = 1.0
-"""Seconds after which a progress bar is worth showing."""
-_BARS: ContextVar[bool] = ContextVar("analogc_bars", default=True)
 _OPS = {getattr(torch.ops.analogc, name).default: name for name in NAMES}
 
 
@@ -254,36 +247,3 @@ def _buffer(root: torch.nn.Module, node: Any) -> Tensor | None:
         return None
     value: Tensor = root.get_buffer(node.target)
     return value
-
-
-@contextlib.contextmanager
-def without_bars() -> Iterator[None]:
-    """For a caller that shows progress of its own: a terminal has room for one bar."""
-    token = _BARS.set(False)
-    try:
-        yield
-    finally:
-        _BARS.reset(token)
-
-
-def with_progress(items: Iterable[Any], what: str) -> Iterator[Any]:
-    """Pass ``items`` on, with a progress bar on a terminal if it takes longer than a moment."""
-    total = operator.length_hint(items) or None
-    rest, done = iter(items), 0
-    patience = _MOMENT if _BARS.get() and sys.stderr.isatty() else math.inf
-    start = perf_counter()
-    for item in rest:
-        yield item
-        done += 1
-        if perf_counter() - start > patience:
-            break
-    else:
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total, completed=done)
-        for item in rest:
-            yield item
-            bar.advance(task)
