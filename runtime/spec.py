@@ -39,17 +39,23 @@ class LayerSpec:
     periphery: Periphery | None = None
     weight_clip: WeightClip | None = None
     compensation: Compensation = "none"
+    cols: tuple[int, ...] = ()
+    """Boundaries of the column blocks over N, of all groups, where cells or wires ask which tile a
+    column is on; else empty."""
 
     def __post_init__(self) -> None:
-        rows = self.rows
-        rising = all(a < b for a, b in zip(rows, rows[1:], strict=False))
-        if len(rows) < 2 or rows[0] != 0 or not rising or any(type(row) is not int for row in rows):
-            raise FormatError(f"row blocks must be integers that rise from 0, got {rows}")
+        for name, given in (("row", self.rows), ("column", self.cols or (0, 1))):
+            rising = all(a < b for a, b in zip(given, given[1:], strict=False))
+            whole = all(type(value) is int for value in given)
+            if len(given) < 2 or given[0] != 0 or not rising or not whole:
+                raise FormatError(f"{name} blocks must be integers that rise from 0, got {given}")
 
     @classmethod
-    def of(cls, target: Target, rows: tuple[int, ...]) -> LayerSpec:
-        """Spec of a layer on ``target`` whose row blocks have these boundaries."""
-        return cls(rows, **{name: getattr(target, name) for name in _SHARED})
+    def of(cls, target: Target, rows: tuple[int, ...], cols: tuple[int, ...] = ()) -> LayerSpec:
+        """Spec of a layer on ``target`` whose row and column blocks have these boundaries."""
+        placed = target.cell.has_conductances or target.wires is not None
+        shared = {name: getattr(target, name) for name in _SHARED}
+        return cls(rows, **shared, cols=cols if placed else ())
 
     @property
     def is_ideal(self) -> bool:
@@ -62,6 +68,11 @@ class LayerSpec:
             and self.cell == Cell()
             and all(getattr(self, name) is None for name in OPTIONAL_PARTS)
         )
+
+    @property
+    def differs_by_chip(self) -> bool:
+        """True if some of its errors belong to the chip: writing the weight again leaves them."""
+        return self.cell.has_faults
 
     @property
     def blocks(self) -> tuple[tuple[int, int], ...]:
@@ -81,10 +92,11 @@ class LayerSpec:
             for name in _SHARED
             if name in _ALWAYS or target[name] != _PLAIN[name]
         }
-        return json.dumps({"rows": self.rows, **data}, separators=(",", ":"))
+        places = {"rows": self.rows, "cols": self.cols} if self.cols else {"rows": self.rows}
+        return json.dumps({**places, **data}, separators=(",", ":"))
 
 
-_SHARED = tuple(f.name for f in dataclasses.fields(LayerSpec) if f.name != "rows")
+_SHARED = tuple(f.name for f in dataclasses.fields(LayerSpec) if f.name not in ("rows", "cols"))
 _ALWAYS = ("dac", "adc", "weight_scale", "device", "output_noise")
 _PLAIN = Target().to_dict()
 
@@ -94,11 +106,11 @@ def parse(text: str) -> LayerSpec:
     """LayerSpec of the text of ``to_text``; FormatError if it is not one."""
     try:
         data = json.loads(text)
-        rows = tuple(data["rows"])
-        del data["rows"]
+        rows, cols = tuple(data["rows"]), tuple(data.get("cols", ()))
+        data = {name: value for name, value in data.items() if name not in ("rows", "cols")}
         if missing := [name for name in _ALWAYS if name not in data]:
             raise FormatError(f"no {missing[0]}")
         # A target checks all values.
-        return LayerSpec.of(Target.from_dict(data), rows)
+        return LayerSpec.of(Target.from_dict(data), rows, cols)
     except (ValueError, KeyError, TypeError, RecursionError) as err:
         raise FormatError(f"not a layer spec: {err}") from None
