@@ -36,7 +36,7 @@ class _Observer:
         self.spec = spec
         between = ((), (), (), 1) if weight.dim() == 2 else args[5:9]
         self.mvm: Geometry = geometry(spec, weight.shape, *between)
-        exact = dataclasses.replace(spec, device=IdealDevice())
+        exact = dataclasses.replace(spec, device=IdealDevice(), wires=None)
         self.tiles = tiles.program(resolve(weight), exact, NoiseKey(0, "", 0))
         blocks, device = len(spec.blocks), weight.device
         self.inputs = Histogram(blocks, device)

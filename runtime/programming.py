@@ -116,7 +116,11 @@ def _slice_state(
         return held, device.read_sigma(held, weight, seconds).square_()
     cells = _Cells(weight, spec, key, chip, seconds)
     variance = cells.read_variance() if device.reads_noisily else None
-    return cell.decode(cells.planes, cells.spread(cells.reference)), variance
+    planes, reference = cells.planes, cells.reference
+    if spec.wires is not None:
+        cols = spec.cols or (0, weight.shape[0])
+        planes, reference = spec.wires.effective(planes, spec.rows, cols, reference)
+    return cell.decode(planes, cells.spread(reference)), variance
 
 
 class _Cells:

@@ -139,6 +139,11 @@ class Target:
         if not isinstance(self.cell, Cell):
             raise InputError(f"Target.cell must be a Cell, got {self.cell!r}")
         _check_device(self.device, self.cell)
+        if self.wires is not None and not self.cell.has_conductances:
+            raise InputError(
+                "Target.wires: IR drop is about conductances, and the cell has none",
+                fix="cell=Cell(mode='pair', g_max=...)",
+            )
         for name, part in OPTIONAL_PARTS.items():
             value = getattr(self, name)
             if value is not None and not isinstance(value, part):

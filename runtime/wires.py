@@ -30,6 +30,8 @@ Method = Literal["auto", "exact", "first-order"]
 
 TOLERABLE = 0.01
 """Estimated relative error of column currents beyond which ``method="auto"`` warns."""
+_Tile = tuple[int, tuple[int, int], tuple[int, int]]
+"""Number of the column block, its columns, its rows."""
 _TOGETHER = 1 << 17
 """Matrix entries of tiles that are solved together: many small ones, large ones by themselves."""
 
@@ -115,40 +117,45 @@ class Wires:
         g: Tensor,
         rows: tuple[int, ...],
         cols: tuple[int, ...],
-        reference: float | None = None,
-    ) -> Tensor:
-        """Transfer conductances in place of the conductances ``g``.
+        reference: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Transfer conductances in place of conductances.
 
         Args:
             g: ``[P, N, K]`` [uS]: P devices of each weight, N columns, K rows; not negative.
             rows: boundaries of the tiles along K, from 0.
             cols: boundaries of the tiles along N, from 0.
-            reference: conductance [uS] of the cells of a reference column, right of the others of
-                each tile, whose current is subtracted from theirs. It has IR drop, too: the result
-                is such that ``reference`` is what is to be subtracted from it.
+            reference: ``[P, column blocks, K]`` [uS] of a reference column, right of the others of
+                each tile.
 
         Returns:
-            ``[P, N, K]`` [uS], in the dtype of ``g``. A tile with a value that is not finite has no
-            finite one.
+            As ``g`` and ``reference``. A tile with a value that is not finite has no finite one.
 
         Warns:
             WireResistanceWarning: see ``method``.
         """
         if self.is_ideal or g.is_meta or not g.numel():
-            return g
+            return g, reference
         out = torch.empty_like(g)
+        beside = None if reference is None else torch.empty_like(reference)
         for part in with_progress(_parts(rows, cols), "solving for IR drop"):
-            tiles = torch.stack([g[:, n0:n1, k0:k1] for n0, n1, k0, k1 in part])
-            solved = self._solve(tiles.double() * 1e-6, reference) * 1e6
-            for (n0, n1, k0, k1), tile in zip(part, solved, strict=True):
-                out[:, n0:n1, k0:k1] = tile
-        return out
+            tiles = torch.stack(
+                [
+                    g[:, n0:n1, k0:k1]
+                    if reference is None
+                    else torch.cat([g[:, n0:n1, k0:k1], reference[:, [c], k0:k1]], 1)
+                    for c, (n0, n1), (k0, k1) in part
+                ]
+            )
+            solved = self._solve(tiles.double() * 1e-6) * 1e6
+            for (c, (n0, n1), (k0, k1)), tile in zip(part, solved, strict=True):
+                out[:, n0:n1, k0:k1] = tile[:, : n1 - n0]
+                if beside is not None:
+                    beside[:, c, k0:k1] = tile[:, -1]
+        return out, beside
 
-    def _solve(self, g: Tensor, reference: float | None) -> Tensor:
+    def _solve(self, g: Tensor) -> Tensor:
         """Transfer conductances of tiles ``g`` ``[tiles, P, N, K]`` [S]."""
-        columns = g.shape[2]
-        if reference is not None:
-            g = torch.cat([g, torch.full_like(g[:, :, :1], reference * 1e-6)], 2)
         network = self._wired(g)
         assert not bool((network < 0).any()), "no conductance is negative"
         finite = network.isfinite().flatten(1).all(1).view(-1, 1, 1, 1)
@@ -159,10 +166,7 @@ class Wires:
             solved = first_order(network, self.row, self.col)
             if self.method == "auto":
                 self._judge(network, solved)
-        out = self._unwired(torch.where(finite, solved, torch.nan), g.shape)
-        if reference is None:
-            return out
-        return out[:, :, :columns] - (out[:, :, columns:] - reference * 1e-6)
+        return self._unwired(torch.where(finite, solved, torch.nan), g.shape)
 
     def is_exact(self, rows: int, cols: int) -> bool:
         """Whether a crossbar of this size is solved exactly."""
@@ -228,12 +232,12 @@ def _error(network: Tensor, solved: Tensor, row: Line, col: Line) -> float:
     return float((off / size.clamp_min(1e-300)).max())
 
 
-def _parts(rows: tuple[int, ...], cols: tuple[int, ...]) -> list[list[tuple[int, int, int, int]]]:
-    """Tiles ``(n0, n1, k0, k1)``: those of one size together, as many as are worth it."""
-    by_size: dict[tuple[int, int], list[tuple[int, int, int, int]]] = {}
-    for n0, n1 in zip(cols, cols[1:], strict=False):
+def _parts(rows: tuple[int, ...], cols: tuple[int, ...]) -> list[list[_Tile]]:
+    """The tiles: those of one size together, as many as are worth it."""
+    by_size: dict[tuple[int, int], list[_Tile]] = {}
+    for c, (n0, n1) in enumerate(zip(cols, cols[1:], strict=False)):
         for k0, k1 in zip(rows, rows[1:], strict=False):
-            by_size.setdefault((n1 - n0, k1 - k0), []).append((n0, n1, k0, k1))
+            by_size.setdefault((n1 - n0, k1 - k0), []).append((c, (n0, n1), (k0, k1)))
     parts = []
     for size, found in by_size.items():
         most = max(1, _TOGETHER // min(size) ** 2)
