@@ -39,8 +39,22 @@ class LayerSpec:
     periphery: Periphery | None = None
     weight_clip: WeightClip | None = None
     compensation: Compensation = "none"
+    physical: bool = dataclasses.field(init=False, repr=False, compare=False)
+    """True if ``physical`` computes the layer, not the plain kernels."""
+    draws: bool = dataclasses.field(init=False, repr=False, compare=False)
+    """True if each call draws random numbers, whatever the tiles hold."""
 
     def __post_init__(self) -> None:
+        plain = all(c is None or c.is_plain for c in (self.dac, self.adc))
+        object.__setattr__(
+            self,
+            "physical",
+            not plain or self.slicing is not None or self.periphery is not None,
+        )
+        random = any(
+            c is not None and c.rounding == "stochastic" for c in (self.dac, self.adc)
+        )
+        object.__setattr__(self, "draws", random or self.output_noise > 0)
         rows = self.rows
         rising = all(a < b for a, b in zip(rows, rows[1:], strict=False))
         if len(rows) < 2 or rows[0] != 0 or not rising or any(type(row) is not int for row in rows):
@@ -69,6 +83,23 @@ class LayerSpec:
         return tuple(zip(self.rows, self.rows[1:], strict=False))
 
     @property
+    def managed(self) -> bool:
+        """True if an input vector whose sums clip is multiplied again (bound management)."""
+        return self.adc is not None and self.adc.bound_management != "none"
+
+    def adc_shape(self, columns: int) -> tuple[int, ...]:
+        """Shape of the ADC ranges of a layer of N ``columns``.
+
+        ``[R]``, ``[R, N]`` by column, ``[R, S, pulses]`` by slice, ``[R, S, pulses, N]`` by both.
+        """
+        shape: tuple[int, ...] = (len(self.blocks),)
+        if self.slicing is not None and self.slicing.ranges == "per-slice":
+            shape = (*shape, self.slicing.slices, self.slicing.pulses)
+        if self.adc is not None and self.adc.per_column:
+            shape = (*shape, columns)
+        return shape
+
+    @property
     def dynamic(self) -> bool:
         """True if the input range is taken from each input vector."""
         return self.dac is not None and self.dac.range == "dynamic"
@@ -81,12 +112,21 @@ class LayerSpec:
             for name in _SHARED
             if name in _ALWAYS or target[name] != _PLAIN[name]
         }
+        for name in ("dac", "adc"):
+            if data[name] is not None:
+                data[name] = {
+                    key: value
+                    for key, value in data[name].items()
+                    if key in _CONVERTER_ALWAYS or value != _CONVERTER_PLAIN[key]
+                }
         return json.dumps({"rows": self.rows, **data}, separators=(",", ":"))
 
 
-_SHARED = tuple(f.name for f in dataclasses.fields(LayerSpec) if f.name != "rows")
+_SHARED = tuple(f.name for f in dataclasses.fields(LayerSpec) if f.init and f.name != "rows")
 _ALWAYS = ("dac", "adc", "weight_scale", "device", "output_noise")
 _PLAIN = Target().to_dict()
+_CONVERTER_ALWAYS = ("bits", "range", "per_column")
+_CONVERTER_PLAIN = dataclasses.asdict(Converter())
 
 
 @functools.lru_cache(maxsize=4096)

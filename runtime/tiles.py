@@ -34,9 +34,15 @@ class Programmed:
         scale: weight scale of each output column, ``[N]``.
         key: of the programming noise.
         seconds: time since programming whose state this is.
+        slices: ``[S][R]`` row blocks of each weight slice, where a layer is bit-sliced; nothing is
+            held beside them.
+        read_variance: ``[S][R]`` variances of the read noise, as the blocks.
+        significances: of the slices, ``[S]``.
     """
 
-    __slots__ = ("held", "key", "scale", "seconds")
+    __slots__ = (
+        "held", "key", "prepared", "read_variance", "scale", "seconds", "significances", "slices",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -44,11 +50,18 @@ class Programmed:
         scale: Tensor,
         key: NoiseKey = _FIXED,
         seconds: float = 0.0,
+        slices: tuple[tuple[Tensor, ...], ...] | None = None,
+        read_variance: tuple[tuple[Tensor, ...], ...] | None = None,
+        significances: tuple[float, ...] = (1.0,),
     ) -> None:
         self.held = held
         self.scale = scale
         self.key = key
         self.seconds = seconds
+        self.slices = slices
+        self.read_variance = read_variance
+        self.significances = significances
+        self.prepared: object = None
 
     @property
     def packed(self) -> Packed | None:
@@ -58,20 +71,23 @@ class Programmed:
     @property
     def blocks(self) -> tuple[Tensor, ...]:
         """Effective normalised weight of each row block; unpacked anew on each access if packed."""
+        if self.slices is not None:
+            return tuple(merged(self.significances, block) for block in zip(*self.slices, strict=True))
         if not isinstance(self.held, Packed):
             return self.held
         shape = torch.Size([*self.held.shape])
         if self.held.taps:
             taps = math.prod(self.held.taps)
             shape = torch.Size([shape[0], shape[1] // taps, *self.held.taps])
-        return _cut(self.held.unpack(), shape, self.held.rows)
+        return cut(self.held.unpack(), shape, self.held.rows)
 
     @property
     def buffers(self) -> tuple[Tensor, ...]:
         """All memory that it takes."""
         if isinstance(self.held, Packed):
             return (self.held.data, self.held.step, self.scale)
-        return (*self.held, self.scale)
+        sliced = [*(self.slices or ()), *(self.read_variance or ())]
+        return (*self.held, *(block for blocks in sliced for block in blocks), self.scale)
 
 
 def channel_span(start: int, stop: int, taps: int) -> tuple[int, int]:
@@ -102,27 +118,48 @@ def program(
         if spec.weight_scale == "tensor":
             peak = peak.max().expand_as(peak).contiguous()
         scale = torch.where(peak > 0, peak, torch.ones_like(peak))
-        written = spec.device.program(flat / scale[:, None], key)
-        if seconds > 0:
-            drift_key = NoiseKey(key.seed, f"{key.stream}/drift", key.counter)
-            written = spec.device.drift(written, seconds, drift_key)
-        held = store(written, weight.shape, spec, groups)
-        return Programmed(held, scale, key, seconds)
+        wanted = flat / scale[:, None]
+        if spec.slicing is None:
+            held = store(_write(wanted, spec, key, seconds), weight.shape, spec, groups)
+            return Programmed(held, scale, key, seconds)
+        slices = []
+        for s, part in enumerate(spec.slicing.split(wanted)):
+            one = NoiseKey(key.seed, f"{key.stream}/slice{s}", key.counter)
+            slices.append(cut(_write(part, spec, one, seconds), weight.shape, spec.rows))
+        significances = spec.slicing.significances
+        return Programmed((), scale, key, seconds, tuple(slices), None, significances)
+
+
+def _write(wanted: Tensor, spec: LayerSpec, key: NoiseKey, seconds: float) -> Tensor:
+    written = spec.device.program(wanted, key)
+    if seconds > 0:
+        drift_key = NoiseKey(key.seed, f"{key.stream}/drift", key.counter)
+        written = spec.device.drift(written, seconds, drift_key)
+    return written
 
 
 def store(
     written: Tensor, shape: torch.Size, spec: LayerSpec, groups: int | None
 ) -> Packed | tuple[Tensor, ...]:
     """The effective normalised weight ``written`` ``[N, K]`` as it is held: packed if it can be."""
-    plain = groups is None or written.dtype != torch.float32 or not written.is_cpu
+    plain = spec.physical or groups is None or written.dtype != torch.float32 or not written.is_cpu
     native = library()
     if not plain and written.numel() and native is not None and native.runs_layers:
         bits = spec.dac.bits if spec.dac else None
         return Packed.pack(written, spec.rows, tuple(shape[2:]), groups or 1, bits)
-    return _cut(written, shape, spec.rows)
+    return cut(written, shape, spec.rows)
 
 
-def _cut(written: Tensor, shape: torch.Size, rows: tuple[int, ...]) -> tuple[Tensor, ...]:
+def merged(significances: tuple[float, ...], slices: tuple[Tensor, ...]) -> Tensor:
+    """Effective weight ``sum c_s W_s`` of weight slices."""
+    total = slices[0] * significances[0]
+    for significance, part in zip(significances[1:], slices[1:], strict=True):
+        total.add_(part, alpha=significance)
+    return total
+
+
+def cut(written: Tensor, shape: torch.Size, rows: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Row blocks of a weight ``[N, K]`` of a layer whose weight has ``shape``."""
     spans = zip(rows, rows[1:], strict=False)
     if len(shape) == 2:
         return tuple(written[:, a:b].contiguous() for a, b in spans)
