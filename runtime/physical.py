@@ -31,8 +31,8 @@ from .spec import LayerSpec
 from .stage import WHOLE, Stage, stage_of
 from .tiles import Programmed
 
-_CHUNK = 1 << 18
-"""Sums that are made at a time, so that they stay in cache from the GEMM to the accumulation."""
+_CHUNK = 1 << 20
+"""Sums that are made at a time: few enough for a cache, enough for the GEMM."""
 _HALVINGS = 4
 """How often bound management halves an input at most."""
 
