@@ -33,11 +33,11 @@ from ..runtime.errors import AnalogcError, FormatError, InputError, UnsupportedE
 from ..runtime.guard import checked_access
 from ..runtime.mapping import TileMapping
 from ..runtime.noise import NoiseKey, NoiseSource
-from ..runtime.reference import flat_weight
 from ..runtime.regions import join, kept_modes
 from ..runtime.spec import parse
 from ..runtime.target import Target
-from ..runtime.tiles import Programmed, TileArray, store
+from ..runtime.tile_parts import flat_parts, from_parts
+from ..runtime.tiles import Programmed, TileArray
 from .build import Program
 from .copying import new_uid
 from .graph_json import GraphReader, checked_name, checked_path, graph_to_json, read_atom
@@ -111,14 +111,18 @@ def _describe(model: CompiledModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "auto_sync": array.auto_sync,
             "groups": array.groups,
         }
+        if array.chip is not None:
+            arrays[name]["chip"] = _key_to_json(array.chip)
     shapes = {mapping.array: mapping.weight_shape for mapping in model.tiles}
     for name, held in model._contents().items():
         shape = arrays[name]["shape"] = shapes[name]
-        written = flat_weight(held, torch.Size(shape), ctx.arrays[name].spec)
-        tensors[f"{HOME}.tiles.{name}.written"] = written.cpu().contiguous()
-        tensors[f"{HOME}.tiles.{name}.scale"] = held.scale.cpu()
-        arrays[name]["noise_key"] = [held.key.seed, held.key.stream, held.key.counter]
+        parts = flat_parts(held, torch.Size(shape), ctx.arrays[name].spec)
+        for part, value in parts.items():
+            tensors[f"{HOME}.tiles.{name}.{part}"] = value.cpu().contiguous()
+        arrays[name]["noise_key"] = _key_to_json(held.key)
         arrays[name]["seconds"] = held.seconds
+        if held.slices is not None:
+            arrays[name]["significances"] = list(held.significances)
     derived = {
         name: {"graph": graph_to_json(module.expression.graph), "keeps": module.keeps}
         for name, module in root.get_submodule(f"{HOME}.derived").named_children()
@@ -145,6 +149,10 @@ def _describe(model: CompiledModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ],
     }
     return manifest, tensors
+
+
+def _key_to_json(key: NoiseKey) -> list[int | str]:
+    return [key.seed, key.stream, key.counter]
 
 
 def _signature_to_json(signature: Signature) -> dict[str, Any]:
@@ -262,7 +270,8 @@ def _rebuild(
     for name, data in manifest["arrays"].items():
         spec = parse(data["spec"])
         groups, sync = int(data["groups"]), bool(data["auto_sync"])
-        array = TileArray(name, f"{uid}/{name}", spec, ctx.noise, sync, groups)
+        chip = None if data.get("chip") is None else _key_from_json(data["chip"])
+        array = TileArray(name, f"{uid}/{name}", spec, ctx.noise, sync, groups, chip)
         ctx.arrays[name] = array
         if "shape" in data:
             contents[name] = _content(array, data, tensors, device)
@@ -325,24 +334,34 @@ def _check_signature(graph: fx.Graph, signature: Signature) -> None:
 def _content(
     array: TileArray, data: dict[str, Any], tensors: dict[str, Tensor], device: torch.device
 ) -> Programmed:
-    prefix = f"{HOME}.tiles.{array.name}"
-    written, scale = (tensors[f"{prefix}.{part}"].to(device) for part in ("written", "scale"))
+    prefix = f"{HOME}.tiles.{array.name}."
+    parts = {
+        name.removeprefix(prefix): value.to(device)
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
     size = torch.Size(data["shape"])
-    seed, stream, counter = data["noise_key"]
     seconds = float(data["seconds"])
+    significances = tuple(float(c) for c in data.get("significances", (1.0,)))
     if (
-        written.shape != (size[0], size[1:].numel())
-        or written.shape[1] != array.spec.rows[-1]
-        or scale.shape != size[:1]
+        size[1:].numel() != array.spec.rows[-1]
         or not 0 < array.groups <= max(size[0], 1)
         or size[0] % array.groups
         or not seconds >= 0
-        or not isinstance(stream, str)
-        or {written.dtype, scale.dtype} - {torch.float32, torch.float64}
+        or {part.dtype for part in parts.values()} - {torch.float32, torch.float64}
     ):
         raise FormatError(f"tiles of {array.name!r} do not fit their layer")
-    held = store(written, size, array.spec, array.groups)
-    return Programmed(held, scale, NoiseKey(int(seed), stream, int(counter)), seconds)
+    key = _key_from_json(data["noise_key"])
+    return from_parts(
+        parts, size, array.spec, array.groups, key, seconds, significances, array.chip
+    )
+
+
+def _key_from_json(data: Any) -> NoiseKey:
+    seed, stream, counter = data
+    if not isinstance(stream, str):
+        raise FormatError("not a key of noise")
+    return NoiseKey(int(seed), stream, int(counter))
 
 
 def _tree(manifest: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> Holder:

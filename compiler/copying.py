@@ -31,7 +31,7 @@ def copy_context(ctx: PassContext, root: Holder) -> PassContext:
     new.arrays = {
         name: TileArray(
             name, f"{new.uid}/{name}", array.spec, new.noise, array.auto_sync, array.groups,
-            times_programmed=array.times_programmed, calls=array.calls,
+            chip=array.chip, times_programmed=array.times_programmed, calls=array.calls,
         )
         for name, array in ctx.arrays.items()
     }  # fmt: skip

@@ -33,8 +33,8 @@ def kernel_of(weight: Tensor, spec: LayerSpec, held: Programmed | None, groups: 
         return Kernel("digital", "ideal tiles: nothing to simulate")
     if held is None or weight.is_meta:
         return Kernel("none", "the weight has no memory: nothing is programmed")
-    if spec.physical or held.read_variance is not None:
-        return Kernel("physical", _why_physical(spec, held))
+    if spec.physical:
+        return Kernel("physical", _why_physical(spec))
     if weight.is_cuda:
         return _on_cuda(held)
     if weight.dtype == torch.float64:
@@ -59,7 +59,7 @@ def _on_cuda(held: Programmed) -> Kernel:
     return Kernel("cuda", "torch's GEMMs, one kernel for noise, ADC and accumulation")
 
 
-def _why_physical(spec: LayerSpec, held: Programmed) -> str:
+def _why_physical(spec: LayerSpec) -> str:
     found = []
     if (slicing := spec.slicing) is not None:
         pulses = 1 if slicing.input_bits is None else len(slicing.input_bits)
@@ -69,7 +69,7 @@ def _why_physical(spec: LayerSpec, held: Programmed) -> str:
             found.append(f"{name} {converter.describe()}")
     if spec.periphery is not None:
         found.append("periphery")
-    if held.read_variance is not None:
+    if spec.device.reads_noisily:
         found.append("read noise")
     return ", ".join(found)
 

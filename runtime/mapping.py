@@ -51,6 +51,12 @@ class TileMapping:
         return len(self.row_bounds) - 1, len(self.col_bounds) - 1
 
     @property
+    def all_col_bounds(self) -> tuple[int, ...]:
+        """Boundaries of the column blocks over the columns of all groups."""
+        n = self.out_features
+        return (0, *(g * n + b for g in range(self.groups) for b in self.col_bounds[1:]))
+
+    @property
     def tiles(self) -> int:
         """Number of tiles, all groups."""
         rows, cols = self.grid

@@ -115,7 +115,7 @@ def _simulate(
     array = tiles.find(key)
     held = tiles.stateless(weight, spec, groups) if array is None else array.current(weight)
     noise = None
-    if spec.draws or held.read_variance is not None:
+    if spec.draws:
         noise = NoiseSource().key("stateless", 0) if array is None else array.next_call()
     single = weight.dim() > 2 and x.dim() == weight.dim() - 1
     batched = x.unsqueeze(0) if single else x
@@ -139,7 +139,7 @@ def _simulate(
     else:
         mvm = geometry(spec, weight.shape, stride, padding, dilation, groups)
         forward = kernels.forward
-        if spec.physical or held.read_variance is not None:
+        if spec.physical:
             forward = physical.forward
         elif x.is_cuda:
             forward = gpu.forward

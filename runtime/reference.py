@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .spec import LayerSpec
-from .tiles import Programmed
+from .tiles import Programmed, join
 
 
 @torch.library.custom_op("analogc::dac", mutates_args=())
@@ -227,11 +227,4 @@ def flat_weight(tiles: Programmed, weight_shape: torch.Size, spec: LayerSpec) ->
     """Effective normalised weight as one matrix ``[N, K]``."""
     if tiles.packed is not None:
         return tiles.packed.unpack()
-    if len(weight_shape) == 2:
-        return torch.cat(tiles.blocks, dim=1)
-    taps = weight_shape[2:].numel()
-    rows = []
-    for block, (start, stop) in zip(tiles.blocks, spec.blocks, strict=True):
-        skip = start // taps * taps
-        rows.append(block.flatten(1)[:, start - skip : stop - skip])
-    return torch.cat(rows, dim=1)
+    return join(tiles.blocks, weight_shape, spec)

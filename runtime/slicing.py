@@ -173,6 +173,11 @@ class Slicing:
             )
 
 
+def flips(digits: Tensor) -> Tensor:
+    """-1 for each column ``[N]`` of digits ``[N, rows]``, in [-1, 1], above half scale, else 1."""
+    return torch.where(digits.sum(1) > 0, -1.0, 1.0).to(digits.dtype)
+
+
 def pulses_of(codes: Tensor, digits: tuple[Digit, ...], dac: Converter) -> Tensor:
     """Digits ``[pulses, *codes.shape]`` of integer codes, as floats in units of their lowest bit.
 

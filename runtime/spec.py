@@ -39,31 +39,41 @@ class LayerSpec:
     periphery: Periphery | None = None
     weight_clip: WeightClip | None = None
     compensation: Compensation = "none"
+    cols: tuple[int, ...] = ()
+    """Boundaries of the column blocks over N, of all groups, where cells or wires ask which tile a
+    column is on; else empty."""
     physical: bool = dataclasses.field(init=False, repr=False, compare=False)
     """True if ``physical`` computes the layer, not the plain kernels."""
     draws: bool = dataclasses.field(init=False, repr=False, compare=False)
-    """True if each call draws random numbers, whatever the tiles hold."""
+    """True if each call draws random numbers."""
 
     def __post_init__(self) -> None:
-        plain = all(c is None or c.is_plain for c in (self.dac, self.adc))
-        object.__setattr__(
-            self,
-            "physical",
-            not plain or self.slicing is not None or self.periphery is not None,
+        for name, given in (("row", self.rows), ("column", self.cols or (0, 1))):
+            rising = all(a < b for a, b in zip(given, given[1:], strict=False))
+            whole = all(type(value) is int for value in given)
+            if len(given) < 2 or given[0] != 0 or not rising or not whole:
+                raise FormatError(f"{name} blocks must be integers that rise from 0, got {given}")
+        converters = [c for c in (self.dac, self.adc) if c is not None]
+        physical = (
+            self.slicing is not None
+            or self.periphery is not None
+            or self.device.reads_noisily
+            or not all(c.is_plain for c in converters)
         )
-        random = any(
-            c is not None and c.rounding == "stochastic" for c in (self.dac, self.adc)
+        draws = (
+            self.output_noise > 0
+            or self.device.reads_noisily
+            or any(c.rounding == "stochastic" for c in converters)
         )
-        object.__setattr__(self, "draws", random or self.output_noise > 0)
-        rows = self.rows
-        rising = all(a < b for a, b in zip(rows, rows[1:], strict=False))
-        if len(rows) < 2 or rows[0] != 0 or not rising or any(type(row) is not int for row in rows):
-            raise FormatError(f"row blocks must be integers that rise from 0, got {rows}")
+        object.__setattr__(self, "physical", physical)
+        object.__setattr__(self, "draws", draws)
 
     @classmethod
-    def of(cls, target: Target, rows: tuple[int, ...]) -> LayerSpec:
-        """Spec of a layer on ``target`` whose row blocks have these boundaries."""
-        return cls(rows, **{name: getattr(target, name) for name in _SHARED})
+    def of(cls, target: Target, rows: tuple[int, ...], cols: tuple[int, ...] = ()) -> LayerSpec:
+        """Spec of a layer on ``target`` whose row and column blocks have these boundaries."""
+        placed = target.cell.has_conductances or target.wires is not None
+        shared = {name: getattr(target, name) for name in _SHARED}
+        return cls(rows, **shared, cols=cols if placed else ())
 
     @property
     def is_ideal(self) -> bool:
@@ -75,6 +85,16 @@ class LayerSpec:
             and self.output_noise == 0
             and self.cell == Cell()
             and all(getattr(self, name) is None for name in OPTIONAL_PARTS)
+        )
+
+    @property
+    def differs_by_chip(self) -> bool:
+        """True if some of its errors belong to the chip: writing the weight again leaves them."""
+        converters = [c for c in (self.dac, self.adc) if c is not None]
+        return (
+            self.cell.has_faults
+            or self.periphery is not None
+            or any(c.gain_error or c.offset_error or c.mismatch for c in converters)
         )
 
     @property
@@ -119,10 +139,13 @@ class LayerSpec:
                     for key, value in data[name].items()
                     if key in _CONVERTER_ALWAYS or value != _CONVERTER_PLAIN[key]
                 }
-        return json.dumps({"rows": self.rows, **data}, separators=(",", ":"))
+        places = {"rows": self.rows, "cols": self.cols} if self.cols else {"rows": self.rows}
+        return json.dumps({**places, **data}, separators=(",", ":"))
 
 
-_SHARED = tuple(f.name for f in dataclasses.fields(LayerSpec) if f.init and f.name != "rows")
+_SHARED = tuple(
+    f.name for f in dataclasses.fields(LayerSpec) if f.init and f.name not in ("rows", "cols")
+)
 _ALWAYS = ("dac", "adc", "weight_scale", "device", "output_noise")
 _PLAIN = Target().to_dict()
 _CONVERTER_ALWAYS = ("bits", "range", "per_column")
@@ -134,11 +157,11 @@ def parse(text: str) -> LayerSpec:
     """LayerSpec of the text of ``to_text``; FormatError if it is not one."""
     try:
         data = json.loads(text)
-        rows = tuple(data["rows"])
-        del data["rows"]
+        rows, cols = tuple(data["rows"]), tuple(data.get("cols", ()))
+        data = {name: value for name, value in data.items() if name not in ("rows", "cols")}
         if missing := [name for name in _ALWAYS if name not in data]:
             raise FormatError(f"no {missing[0]}")
         # A target checks all values.
-        return LayerSpec.of(Target.from_dict(data), rows)
+        return LayerSpec.of(Target.from_dict(data), rows, cols)
     except (ValueError, KeyError, TypeError, RecursionError) as err:
         raise FormatError(f"not a layer spec: {err}") from None

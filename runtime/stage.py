@@ -1,8 +1,8 @@
 """What the physical simulation reads of programmed tiles: made once, when it first runs.
 
 Weights of all slices as the columns of one array, the errors of its converters and periphery, and
-what the digital side subtracts. Draws are keyed by the layer, so they stay with it while it is
-programmed again with the same seed.
+what the digital side subtracts. The chip's key makes the draws, so they stay when the weight is
+written again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from .adc import code_count, ramp_thresholds, sar_thresholds
 from .converters import Converter
 from .noise import NoiseKey
-from .slicing import Slicing
+from .slicing import Slicing, flips
 from .spec import LayerSpec
 from .tiles import Programmed, cut
 
@@ -98,7 +98,7 @@ def _make(tiles: Programmed, spec: LayerSpec, groups: int) -> Stage:
     inputs = spec.rows[-1]
     shape = torch.Size([outputs, inputs // kernel.numel(), *kernel] if kernel else [outputs, inputs])
     per_group = max(outputs // groups, 1)
-    draw = _Draws(tiles.key, spec, outputs, like)
+    draw = _Draws(tiles.chip, spec, outputs, like)
     scale = like.new_tensor(slicing.significances)[:, None].expand(slicing.slices, outputs)
 
     def lines(values: Tensor) -> tuple[Tensor, ...]:
@@ -112,7 +112,7 @@ def _make(tiles: Programmed, spec: LayerSpec, groups: int) -> Stage:
         ones = tuple(one[::per_group] for one in inside)
         signs = [torch.ones_like(scale)] * count
         if slicing.flip:
-            signs = [torch.stack([_flip(w) for w in block]) for block in blocks]
+            signs = [torch.stack([flips(w.flatten(1)) for w in block]) for block in blocks]
         blocks = [
             [_columns(sign, w) * w for sign, w in zip(signs[r], block, strict=True)]
             for r, block in enumerate(blocks)
@@ -166,11 +166,6 @@ def _make(tiles: Programmed, spec: LayerSpec, groups: int) -> Stage:
     )
 
 
-def _flip(weight: Tensor) -> Tensor:
-    """-1 for each column ``[N]`` whose digits, in [-1, 1], sum to more than half scale."""
-    return torch.where(weight.flatten(1).sum(1) > 0, -1.0, 1.0).to(weight.dtype)
-
-
 def _columns(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.dim() - 1))
 
@@ -179,14 +174,13 @@ def _columns(values: Tensor, like: Tensor) -> Tensor:
 class _Draws:
     """Fixed random numbers of the circuits around one layer's tiles."""
 
-    key: NoiseKey
+    chip: NoiseKey
     spec: LayerSpec
     outputs: int
     like: Tensor
 
     def _normal(self, purpose: str, block: int, rows: int, columns: int) -> Tensor:
-        # Not by how often the tiles were written: it is the chip that has these errors.
-        key = NoiseKey(self.key.seed, f"{self.key.stream}/{purpose}", 0)
+        key = NoiseKey(self.chip.seed, f"{self.chip.stream}/{purpose}", self.chip.counter)
         return key.matrix(block, rows, columns, self.like.dtype, self.like.device)
 
     def rows(self, purpose: str, groups: int, inputs: int) -> Tensor:

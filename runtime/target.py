@@ -138,6 +138,7 @@ class Target:
             raise InputError(f"Target.calibration must be a Calibration, got {self.calibration!r}")
         if not isinstance(self.cell, Cell):
             raise InputError(f"Target.cell must be a Cell, got {self.cell!r}")
+        _check_device(self.device, self.cell)
         for name, part in OPTIONAL_PARTS.items():
             value = getattr(self, name)
             if value is not None and not isinstance(value, part):
@@ -217,6 +218,27 @@ class Target:
         except (ValueError, RecursionError) as err:
             raise FormatError(f"Target is not valid JSON: {err}") from None
         return cls.from_dict(data)
+
+
+def _check_device(device: Device, cell: Cell) -> None:
+    if not cell.has_conductances:
+        if device.units == "uS":
+            raise InputError(
+                f"Target.device: {device.kind!r} is about conductances, and the cell has none",
+                fix="cell=Cell(mode='pair', g_max=...)",
+            )
+        if getattr(device, "scaling", "") == "inverse":
+            raise InputError(
+                "Target.device: scaling='inverse' on weights near 0 has no bound",
+                fix="cell=Cell(mode='pair', g_min=...) with g_min above 0",
+            )
+        return
+    low, high = device.g_range
+    if not low <= cell.g_min <= cell.g_max <= high:
+        raise InputError(
+            f"Target.cell: {device.kind!r} was characterised from {low:g} to {high:g} uS, and the "
+            f"cell goes from {cell.g_min:g} to {cell.g_max:g} uS"
+        )
 
 
 def converter_from_dict(data: object, where: str) -> Converter | None:

@@ -10,19 +10,23 @@ from __future__ import annotations
 import math
 import weakref
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor
 
+from .compensation import gains, needs_fresh
 from .errors import SyncError
 from .native.layer import Packed
 from .native.loader import library
 from .noise import NoiseKey, NoiseSource
+from .programming import Conductances, State, combine, conductances_at, state_at
 from .spec import LayerSpec
 from .stamp import Stamp
 from .standin import resolve
 
-_FIXED = NoiseKey(0, "stateless", 0)
+FIXED = NoiseKey(0, "stateless", 0)
+"""Key of tiles that no live array stands for."""
 
 
 class Programmed:
@@ -30,38 +34,47 @@ class Programmed:
 
     Args:
         held: the packed weight, or the row blocks: for a linear layer ``[N, K_r]``, for a conv
-            ``[N, channels of the block, *kernel]``, zero at the taps of other blocks.
-        scale: weight scale of each output column, ``[N]``.
+            ``[N, channels of the block, *kernel]``, zero at the taps of other blocks. Empty if the
+            weight is sliced.
+        scale: weight scale of each output column, ``[N]``, the drift compensation's gain included.
         key: of the programming noise.
         seconds: time since programming whose state this is.
-        slices: ``[S][R]`` row blocks of each weight slice, where a layer is bit-sliced; nothing is
-            held beside them.
-        read_variance: ``[S][R]`` variances of the read noise, as the blocks.
-        significances: of the slices, ``[S]``.
+        chip: key of what differs from chip to chip and is not written.
+        gain: digital gain of the drift compensation, ``[N]``; None if there is none.
+        slices: row blocks of each bit slice, as ``held``; None if the weight is not sliced.
+        significances: digital factor of each slice.
+        read_variance: variance of one read of each weight, in units of full scale squared: row
+            blocks of each slice, as ``slices``; None without read noise.
     """
 
     __slots__ = (
-        "held", "key", "prepared", "read_variance", "scale", "seconds", "significances", "slices",
+        "chip", "gain", "held", "key", "prepared", "read_variance", "scale", "seconds",
+        "significances", "slices",
     )  # fmt: skip
 
     def __init__(
         self,
         held: Packed | tuple[Tensor, ...],
         scale: Tensor,
-        key: NoiseKey = _FIXED,
+        key: NoiseKey = FIXED,
         seconds: float = 0.0,
+        *,
+        chip: NoiseKey = FIXED,
+        gain: Tensor | None = None,
         slices: tuple[tuple[Tensor, ...], ...] | None = None,
-        read_variance: tuple[tuple[Tensor, ...], ...] | None = None,
         significances: tuple[float, ...] = (1.0,),
+        read_variance: tuple[tuple[Tensor, ...], ...] | None = None,
     ) -> None:
         self.held = held
         self.scale = scale
         self.key = key
         self.seconds = seconds
+        self.chip = chip
+        self.gain = gain
         self.slices = slices
-        self.read_variance = read_variance
         self.significances = significances
-        self.prepared: object = None
+        self.read_variance = read_variance
+        self.prepared: object = None  # by ``stage``
 
     @property
     def packed(self) -> Packed | None:
@@ -70,9 +83,10 @@ class Programmed:
 
     @property
     def blocks(self) -> tuple[Tensor, ...]:
-        """Effective normalised weight of each row block; unpacked anew on each access if packed."""
+        """Effective normalised weight of each row block; made anew if packed or sliced."""
         if self.slices is not None:
-            return tuple(merged(self.significances, block) for block in zip(*self.slices, strict=True))
+            rows = zip(*self.slices, strict=True)
+            return tuple(combine(parts, self.significances) for parts in rows)
         if not isinstance(self.held, Packed):
             return self.held
         shape = torch.Size([*self.held.shape])
@@ -84,10 +98,11 @@ class Programmed:
     @property
     def buffers(self) -> tuple[Tensor, ...]:
         """All memory that it takes."""
-        if isinstance(self.held, Packed):
-            return (self.held.data, self.held.step, self.scale)
-        sliced = [*(self.slices or ()), *(self.read_variance or ())]
-        return (*self.held, *(block for blocks in sliced for block in blocks), self.scale)
+        held = self.held
+        parts = (held.data, held.step) if isinstance(held, Packed) else held
+        more = (*(self.slices or ()), *(self.read_variance or ()))
+        gain = () if self.gain is None else (self.gain,)
+        return (*parts, *chain.from_iterable(more), self.scale, *gain)
 
 
 def channel_span(start: int, stop: int, taps: int) -> tuple[int, int]:
@@ -101,6 +116,7 @@ def program(
     key: NoiseKey,
     groups: int | None = None,
     seconds: float = 0.0,
+    chip: NoiseKey = FIXED,
 ) -> Programmed:
     """Write ``weight`` ([N, K] or [N, C, *kernel]) into devices: a function of its arguments.
 
@@ -110,32 +126,57 @@ def program(
         key: of the programming noise.
         groups: of the layer, to hold the weight packed where that can be; None: plain.
         seconds: after programming.
+        chip: key of what differs from chip to chip: faults.
     """
-    dtype = torch.promote_types(weight.dtype, torch.float32)
     with torch.no_grad():
-        flat = weight.detach().reshape(weight.shape[0], -1).to(dtype)
-        peak = flat.abs().amax(dim=1) if flat.numel() else flat.new_zeros(flat.shape[0])
-        if spec.weight_scale == "tensor":
-            peak = peak.max().expand_as(peak).contiguous()
-        scale = torch.where(peak > 0, peak, torch.ones_like(peak))
-        wanted = flat / scale[:, None]
-        if spec.slicing is None:
-            held = store(_write(wanted, spec, key, seconds), weight.shape, spec, groups)
-            return Programmed(held, scale, key, seconds)
-        slices = []
-        for s, part in enumerate(spec.slicing.split(wanted)):
-            one = NoiseKey(key.seed, f"{key.stream}/slice{s}", key.counter)
-            slices.append(cut(_write(part, spec, one, seconds), weight.shape, spec.rows))
-        significances = spec.slicing.significances
-        return Programmed((), scale, key, seconds, tuple(slices), None, significances)
+        wanted, scale = normalised(weight, spec)
+        state = state_at(wanted, spec, key, chip, seconds)
+        gain = None
+        mode = spec.compensation
+        if mode == "exact" or (needs_fresh(mode) and seconds > 0 and spec.device.drifts):
+            fresh = wanted if mode == "exact" else state_at(wanted, spec, key, chip, 0.0).total
+            gain = gains(mode, state.total, fresh)
+        return hold(state, scale, weight.shape, spec, groups, key, seconds, chip, gain)
 
 
-def _write(wanted: Tensor, spec: LayerSpec, key: NoiseKey, seconds: float) -> Tensor:
-    written = spec.device.program(wanted, key)
-    if seconds > 0:
-        drift_key = NoiseKey(key.seed, f"{key.stream}/drift", key.counter)
-        written = spec.device.drift(written, seconds, drift_key)
-    return written
+def normalised(weight: Tensor, spec: LayerSpec) -> tuple[Tensor, Tensor]:
+    """What is to be written, ``[N, K]`` in [-1, 1], and the scale of each column, ``[N]``."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    flat = weight.detach().reshape(weight.shape[0], -1).to(dtype)
+    if spec.weight_clip is not None:
+        flat = spec.weight_clip.apply(flat, spec.weight_scale == "column")
+    peak = flat.abs().amax(dim=1) if flat.numel() else flat.new_zeros(flat.shape[0])
+    if spec.weight_scale == "tensor":
+        peak = peak.max().expand_as(peak).contiguous()
+    scale = torch.where(peak > 0, peak, torch.ones_like(peak))
+    return flat / scale[:, None], scale
+
+
+def hold(
+    state: State,
+    scale: Tensor,
+    shape: torch.Size,
+    spec: LayerSpec,
+    groups: int | None,
+    key: NoiseKey = FIXED,
+    seconds: float = 0.0,
+    chip: NoiseKey = FIXED,
+    gain: Tensor | None = None,
+) -> Programmed:
+    """``state`` as it is held: packed if it is one slice without read noise and can be packed."""
+    sliced = state.significances != (1.0,)
+    held: Packed | tuple[Tensor, ...] = ()
+    if not sliced:
+        plain = state.variance is not None
+        held = store(state.slices[0], shape, spec, None if plain else groups)
+    slices, variance = (
+        tuple(cut(part, shape, spec.rows) for part in parts) if parts else None
+        for parts in (state.slices if sliced else None, state.variance)
+    )
+    return Programmed(
+        held, scale if gain is None else scale * gain, key, seconds, chip=chip, gain=gain,
+        slices=slices, significances=state.significances, read_variance=variance,
+    )  # fmt: skip
 
 
 def store(
@@ -150,20 +191,24 @@ def store(
     return cut(written, shape, spec.rows)
 
 
-def merged(significances: tuple[float, ...], slices: tuple[Tensor, ...]) -> Tensor:
-    """Effective weight ``sum c_s W_s`` of weight slices."""
-    total = slices[0] * significances[0]
-    for significance, part in zip(significances[1:], slices[1:], strict=True):
-        total.add_(part, alpha=significance)
-    return total
-
-
 def cut(written: Tensor, shape: torch.Size, rows: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Row blocks of a weight ``[N, K]`` of a layer whose weight has ``shape``."""
+    """Row blocks of a matrix ``[N, K]``, in the form of a weight of ``shape``."""
     spans = zip(rows, rows[1:], strict=False)
     if len(shape) == 2:
         return tuple(written[:, a:b].contiguous() for a, b in spans)
     return tuple(_conv_block(written, shape, a, b) for a, b in spans)
+
+
+def join(blocks: tuple[Tensor, ...], shape: torch.Size, spec: LayerSpec) -> Tensor:
+    """Row blocks as one matrix ``[N, K]``, the inverse of how they were cut."""
+    if len(shape) == 2:
+        return torch.cat(blocks, dim=1)
+    taps = shape[2:].numel()
+    rows = []
+    for block, (start, stop) in zip(blocks, spec.blocks, strict=True):
+        skip = start // taps * taps
+        rows.append(block.flatten(1)[:, start - skip : stop - skip])
+    return torch.cat(rows, dim=1)
 
 
 def _conv_block(written: Tensor, shape: torch.Size, start: int, stop: int) -> Tensor:
@@ -188,6 +233,9 @@ class TileArray:
     auto_sync: bool = True
     groups: int = 1
     """Of the convolution; 1 for a linear layer."""
+    chip: NoiseKey | None = None
+    """Key of what differs from chip to chip and stays when a weight is written again; drawn when it
+    is first needed."""
     programmed: Programmed | None = None
     times_programmed: int = 0
     calls: int = 0
@@ -235,7 +283,9 @@ class TileArray:
 
     def _write(self, weight: Tensor, stamp: Stamp) -> Programmed:
         key = self.noise.key(f"program/{self.name}", self.times_programmed)
-        self.programmed = program(weight, self.spec, key, self.groups)
+        if self.chip is None and self.spec.differs_by_chip:
+            self.chip = self.noise.key(f"chip/{self.name}", 0)
+        self.programmed = program(weight, self.spec, key, self.groups, 0.0, self.chip or FIXED)
         self._stamp = stamp
         self.times_programmed += 1
         return self.programmed
@@ -252,7 +302,18 @@ class TileArray:
         held = self.current(weight)
         if self.spec.device.drifts and held.seconds != seconds:
             value = resolve(weight)
-            self.programmed = program(value, self.spec, held.key, self.groups, seconds)
+            self.programmed = program(value, self.spec, held.key, self.groups, seconds, held.chip)
+
+    def conductances(self, weight: Tensor) -> Conductances:
+        """What the devices have now; computed, as no copy is kept.
+
+        Raises:
+            SyncError: the weight changed since and ``auto_sync`` is off.
+        """
+        held = self.current(weight)
+        with torch.no_grad():
+            wanted, _ = normalised(resolve(weight), self.spec)
+            return conductances_at(wanted, self.spec, held.key, held.chip, held.seconds)
 
     def adopt(self, weight: Tensor, programmed: Programmed) -> None:
         """Take ``programmed`` as what ``weight`` was written as (used when a file is loaded)."""
@@ -293,4 +354,4 @@ def find(key: str) -> TileArray | None:
 
 def stateless(weight: Tensor, spec: LayerSpec, groups: int = 1) -> Programmed:
     """Content of tiles that no live array stands for: programmed on the spot with a fixed key."""
-    return program(resolve(weight), spec, _FIXED, groups)
+    return program(resolve(weight), spec, FIXED, groups)

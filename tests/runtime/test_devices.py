@@ -22,7 +22,7 @@ def test_every_kind_is_a_device_that_leaves_its_input_alone(kind: type[Device]) 
     weight = torch.randn(4, 5)
     before = weight.clone()
 
-    written = device.program(weight, KEY)
+    written = device.state(weight, 0.0, KEY)
 
     assert isinstance(device, Device)
     assert KINDS[device.kind] is kind
@@ -35,7 +35,7 @@ def test_exact_devices_change_nothing(device: Device) -> None:
     weight = torch.randn(4, 5)
 
     assert device.is_ideal
-    assert torch.equal(device.program(weight, KEY), weight)
+    assert torch.equal(device.state(weight, 0.0, KEY), weight)
 
 
 def test_gaussian_error_has_the_stated_spread_and_no_bias() -> None:
@@ -78,7 +78,7 @@ def test_nothing_drifts_at_time_zero_or_without_an_exponent() -> None:
     weight = torch.randn(4, 5)
     assert torch.equal(GaussianDevice(0, drift_nu=0.06).drift(weight, 0.0, KEY), weight)
     assert torch.equal(GaussianDevice(0.1).drift(weight, YEAR, KEY), weight)
-    assert torch.equal(IdealDevice().drift(weight, YEAR, KEY), weight)
+    assert torch.equal(IdealDevice().state(weight, YEAR, KEY), weight)
     assert not GaussianDevice(0.1).drifts and GaussianDevice(0, drift_nu_sigma=0.1).drifts
 
 

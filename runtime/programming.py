@@ -1,0 +1,197 @@
+"""From normalised weights to the devices and back: what a layer's cells hold at a time.
+
+All here are functions of their operands: a state at any time is computed again from the weight and
+the keys of its programming and its chip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .devices import faults
+from .devices.base import sub_key
+from .noise import NoiseKey
+from .slicing import flips
+from .spec import LayerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Conductances:
+    """What the devices of one weight have."""
+
+    values: Tensor
+    """``[P, N, K]`` [uS]; of a convolution K is input channels / groups · kernel volume."""
+    planes: tuple[str, ...]
+    """Name of each of the P device arrays: ``+`` and ``-`` for a pair, numbered if there are
+    several devices, with ``slice0/`` and so on before it if the weight is sliced."""
+    reference: Tensor | None = None
+    """Of an offset cell: ``[P, column blocks, K]`` [uS], the reference columns of each tile."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the tiles of one layer stand for, in units of full scale."""
+
+    slices: tuple[Tensor, ...]
+    """Effective normalised weight of each bit slice, ``[N, K]``; one if it is not sliced."""
+    significances: tuple[float, ...]
+    """Digital factor of each slice."""
+    variance: tuple[Tensor, ...] | None
+    """Variance of one read of each weight, of each slice; None without read noise."""
+
+    @property
+    def total(self) -> Tensor:
+        """Effective normalised weight ``[N, K]``."""
+        return combine(self.slices, self.significances)
+
+
+def combine(slices: tuple[Tensor, ...], significances: tuple[float, ...]) -> Tensor:
+    """Sum of slices with their digital significances."""
+    if significances == (1.0,):
+        return slices[0]
+    first, *rest = (part * c for part, c in zip(slices, significances, strict=True))
+    for part in rest:
+        first += part
+    return first
+
+
+def state_at(
+    weight: Tensor, spec: LayerSpec, key: NoiseKey, chip: NoiseKey, seconds: float
+) -> State:
+    """State of the tiles that ``weight`` was written into.
+
+    Args:
+        weight: normalised, ``[N, K]`` in [-1, 1].
+        spec: settings of the layer.
+        key: of the programming noise.
+        chip: of the faults.
+        seconds: after programming.
+    """
+    targets, significances = slice_targets(weight, spec)
+    signs = [_signs(target, spec) for target in targets]
+    found = [
+        _slice_state(target * sign, spec, _key(key, s, targets), _key(chip, s, targets), seconds)
+        for s, (target, sign) in enumerate(zip(targets, signs, strict=True))
+    ]
+    parts, variances = zip(*found, strict=True)
+    slices = tuple(part * sign for part, sign in zip(parts, signs, strict=True))
+    variance = variances if spec.device.reads_noisily else None
+    return State(slices, significances, variance)
+
+
+def slice_targets(weight: Tensor, spec: LayerSpec) -> tuple[tuple[Tensor, ...], tuple[float, ...]]:
+    """What each bit slice is to hold, in [-1, 1], and the digital significance of each."""
+    if spec.slicing is None:
+        return (weight,), (1.0,)
+    return spec.slicing.split(weight), spec.slicing.significances
+
+
+def _signs(target: Tensor, spec: LayerSpec) -> Tensor | float:
+    """-1 where a slice's column is written as its complement, ``[N, K]``; 1 if none is."""
+    if spec.slicing is None or not spec.slicing.flip:
+        return 1.0
+    blocks = [
+        flips(target[:, a:b])[:, None].expand(-1, b - a) for a, b in spec.blocks
+    ]
+    return torch.cat(blocks, dim=1)
+
+
+def conductances_at(
+    weight: Tensor, spec: LayerSpec, key: NoiseKey, chip: NoiseKey, seconds: float
+) -> Conductances:
+    """Conductances of the devices that ``weight`` was written into; operands of ``state_at``."""
+    targets, _ = slice_targets(weight, spec)
+    values, references, names = [], [], []
+    for s, target in enumerate(targets):
+        cells = _Cells(target * _signs(target, spec), spec, _key(key, s, targets), _key(chip, s, targets), seconds)
+        values.append(cells.planes)
+        if cells.reference is not None:
+            references.append(cells.reference)
+        head = f"slice{s}/" if len(targets) > 1 else ""
+        names += [head + name for name in spec.cell.planes]
+    reference = torch.cat(references) if references else None
+    return Conductances(torch.cat(values), tuple(names), reference)
+
+
+def _key(key: NoiseKey, index: int, slices: tuple[Tensor, ...]) -> NoiseKey:
+    return key if len(slices) == 1 else sub_key(key, f"slice{index}")
+
+
+def _slice_state(
+    weight: Tensor, spec: LayerSpec, key: NoiseKey, chip: NoiseKey, seconds: float
+) -> tuple[Tensor, Tensor | None]:
+    device, cell = spec.device, spec.cell
+    if not cell.has_conductances:
+        held = device.state(weight, seconds, key)
+        if not device.reads_noisily:
+            return held, None
+        return held, device.read_sigma(held, weight, seconds).square_()
+    cells = _Cells(weight, spec, key, chip, seconds)
+    variance = cells.read_variance() if device.reads_noisily else None
+    return cell.decode(cells.planes, cells.spread(cells.reference)), variance
+
+
+class _Cells:
+    """The device arrays of one slice, at one time."""
+
+    def __init__(
+        self, weight: Tensor, spec: LayerSpec, key: NoiseKey, chip: NoiseKey, seconds: float
+    ) -> None:
+        cell = spec.cell
+        self._spec, self._seconds = spec, seconds
+        cols = spec.cols or (0, weight.shape[0])
+        self._widths = torch.tensor(
+            [b - a for a, b in zip(cols, cols[1:], strict=False)], device=weight.device
+        )
+        self._targets = cell.encode(weight)
+        self.planes = self._written(self._targets, key)
+        alive = None
+        if cell.has_faults:
+            # A copy: an ideal device returns the targets themselves.
+            planes = faults.stuck(self.planes.clone(), cell, chip)
+            self.planes, alive = faults.dead(planes, cell, chip, spec.rows, cols)
+        self.reference: Tensor | None = None
+        if cell.mode == "offset":
+            shape = torch.empty(len(cols) - 1, weight.shape[1], device="meta").shape
+            self._middle = cell.encode_reference(weight.new_empty(shape))
+            self.reference = self._written(self._middle, sub_key(key, "reference"))
+            if alive is not None:
+                self.reference = self.reference * alive
+
+    def _written(self, targets: Tensor, key: NoiseKey) -> Tensor:
+        device, full = self._spec.device, self._spec.cell.g_max
+        if device.units == "uS":
+            return device.state(targets, self._seconds, key)
+        if device.is_ideal:
+            return targets
+        return device.state(targets / full, self._seconds, key).clamp(min=0).mul_(full)
+
+    def spread(self, reference: Tensor | None) -> Tensor | None:
+        """``[P, column blocks, K]`` of references as ``[P, N, K]``: that of each weight's tile."""
+        if reference is None:
+            return None
+        return reference.repeat_interleave(self._widths, dim=1)
+
+    def read_variance(self) -> Tensor:
+        """Variance of one read of the normalised weight, ``[N, K]``.
+
+        Noise of a reference column is counted for each of its columns, as if they had one each.
+        """
+        reference = None
+        if self.reference is not None:
+            reference = self.spread(self._variance(self.reference, self._middle))
+        return self._spec.cell.decode_variance(
+            self._variance(self.planes, self._targets), reference
+        )
+
+    def _variance(self, planes: Tensor, targets: Tensor) -> Tensor:
+        device, full = self._spec.device, self._spec.cell.g_max
+        if device.units == "uS":
+            sigma = device.read_sigma(planes, targets, self._seconds)
+        else:
+            sigma = device.read_sigma(planes / full, targets / full, self._seconds).mul_(full)
+        # What conducts nothing has no noise.
+        return sigma.square_().mul_(planes > 0)
