@@ -13,7 +13,7 @@ from .native.loader import library
 from .spec import LayerSpec
 from .tiles import Programmed
 
-KernelName = Literal["digital", "native-int16", "native-float32", "torch", "cuda", "none"]
+KernelName = Literal["digital", "native-int16", "native-float32", "torch", "physical", "cuda", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,8 @@ class Kernel:
 
     name: KernelName
     """``digital``: torch's own operator. ``native-int16``, ``native-float32``: the C++ library, by
-    how it holds the weight. ``torch``: the reference path. ``cuda``: torch's GEMMs and our CuPy
-    kernels. ``none``: the layer has no memory yet (meta device)."""
+    how it holds the weight. ``torch``: the reference path. ``physical``: torch operations, for what
+    the plain kernels do not have. ``cuda``: torch's GEMMs and our CuPy kernels. ``none``: the layer has no memory yet (meta device)."""
     why: str
 
 
@@ -33,6 +33,8 @@ def kernel_of(weight: Tensor, spec: LayerSpec, held: Programmed | None, groups: 
         return Kernel("digital", "ideal tiles: nothing to simulate")
     if held is None or weight.is_meta:
         return Kernel("none", "the weight has no memory: nothing is programmed")
+    if spec.physical:
+        return Kernel("physical", _why_physical(spec))
     if weight.is_cuda:
         return _on_cuda(held)
     if weight.dtype == torch.float64:
@@ -55,6 +57,21 @@ def _on_cuda(held: Programmed) -> Kernel:
     if cuda_kernels.kernels_for(held.scale.device) is None:
         return Kernel("torch", "CuPy or its driver is missing: pip install 'analogc[cuda]'")
     return Kernel("cuda", "torch's GEMMs, one kernel for noise, ADC and accumulation")
+
+
+def _why_physical(spec: LayerSpec) -> str:
+    found = []
+    if (slicing := spec.slicing) is not None:
+        pulses = 1 if slicing.input_bits is None else len(slicing.input_bits)
+        found.append(f"{slicing.slices} weight slice(s), {pulses} input pulse(s)")
+    for name, converter in (("DAC", spec.dac), ("ADC", spec.adc)):
+        if converter is not None and not converter.is_plain:
+            found.append(f"{name} {converter.describe()}")
+    if spec.periphery is not None:
+        found.append("periphery")
+    if spec.device.reads_noisily:
+        found.append("read noise")
+    return ", ".join(found)
 
 
 def _why_plain() -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .converters import to_codes
+from .converters import quantise, to_codes
 from .mvm import Geometry
 from .noise import NoiseKey
 from .spec import LayerSpec
@@ -98,6 +98,8 @@ def drive(
     else:
         assert ranges.input is not None, "a static input range"
         full = ranges.input[block].to(part)
+    if spec.physical:
+        return quantise(part, full, spec.dac), full, spec.dac.full_code
     return to_codes(part, full, spec.dac.levels), full, spec.dac.levels
 
 
@@ -140,6 +142,8 @@ def backward(
             if spec.dac is not None and not spec.dynamic:
                 assert ranges.input is not None, "a static input range"
                 found.mul_(part.abs() <= ranges.input[r].to(part))
+            if spec.dac is not None and spec.dac.codes == "unsigned":
+                found.mul_(part >= 0)
             if grad_x is None:
                 grad_x = found
             else:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import gpu, kernels, tiles
+from . import gpu, kernels, physical, tiles
 from .kernels import Ranges
 from .layout import format_of
 from .mvm import geometry
@@ -115,7 +115,7 @@ def _simulate(
     array = tiles.find(key)
     held = tiles.stateless(weight, spec, groups) if array is None else array.current(weight)
     noise = None
-    if spec.output_noise > 0:
+    if spec.draws:
         noise = NoiseSource().key("stateless", 0) if array is None else array.next_call()
     single = weight.dim() > 2 and x.dim() == weight.dim() - 1
     batched = x.unsqueeze(0) if single else x
@@ -138,7 +138,11 @@ def _simulate(
             y = y.to(x.dtype)
     else:
         mvm = geometry(spec, weight.shape, stride, padding, dilation, groups)
-        forward = gpu.forward if x.is_cuda else kernels.forward
+        forward = kernels.forward
+        if spec.physical:
+            forward = physical.forward
+        elif x.is_cuda:
+            forward = gpu.forward
         ranges = Ranges(input_range, adc_range)
         y, mask = forward(mvm, batched, held, bias, ranges, spec, noise, want_mask)
     y = y.contiguous(memory_format=layout)

@@ -14,6 +14,7 @@ from torch import Tensor
 from .devices import faults
 from .devices.base import sub_key
 from .noise import NoiseKey
+from .slicing import flips
 from .spec import LayerSpec
 
 
@@ -70,18 +71,32 @@ def state_at(
         seconds: after programming.
     """
     targets, significances = slice_targets(weight, spec)
+    signs = [_signs(target, spec) for target in targets]
     found = [
-        _slice_state(target, spec, _key(key, s, targets), _key(chip, s, targets), seconds)
-        for s, target in enumerate(targets)
+        _slice_state(target * sign, spec, _key(key, s, targets), _key(chip, s, targets), seconds)
+        for s, (target, sign) in enumerate(zip(targets, signs, strict=True))
     ]
-    slices, variances = zip(*found, strict=True)
+    parts, variances = zip(*found, strict=True)
+    slices = tuple(part * sign for part, sign in zip(parts, signs, strict=True))
     variance = variances if spec.device.reads_noisily else None
     return State(slices, significances, variance)
 
 
 def slice_targets(weight: Tensor, spec: LayerSpec) -> tuple[tuple[Tensor, ...], tuple[float, ...]]:
     """What each bit slice is to hold, in [-1, 1], and the digital significance of each."""
-    return (weight,), (1.0,)
+    if spec.slicing is None:
+        return (weight,), (1.0,)
+    return spec.slicing.split(weight), spec.slicing.significances
+
+
+def _signs(target: Tensor, spec: LayerSpec) -> Tensor | float:
+    """-1 where a slice's column is written as its complement, ``[N, K]``; 1 if none is."""
+    if spec.slicing is None or not spec.slicing.flip:
+        return 1.0
+    blocks = [
+        flips(target[:, a:b])[:, None].expand(-1, b - a) for a, b in spec.blocks
+    ]
+    return torch.cat(blocks, dim=1)
 
 
 def conductances_at(
@@ -91,7 +106,7 @@ def conductances_at(
     targets, _ = slice_targets(weight, spec)
     values, references, names = [], [], []
     for s, target in enumerate(targets):
-        cells = _Cells(target, spec, _key(key, s, targets), _key(chip, s, targets), seconds)
+        cells = _Cells(target * _signs(target, spec), spec, _key(key, s, targets), _key(chip, s, targets), seconds)
         values.append(cells.planes)
         if cells.reference is not None:
             references.append(cells.reference)

@@ -33,12 +33,13 @@ class RangeTable(nn.Module):
             if converter is None or converter.range == "dynamic":
                 found.append(None)
                 continue
-            shape = (blocks, columns) if converter.per_column else (blocks,)
+            shape = (blocks,) if suffix == "input" else spec.adc_shape(columns)
             # Not torch's default dtype and device, which the user may have set.
             value = torch.full(shape, torch.nan, dtype=torch.float32, device=device)
             if converter.range == "full":
                 lengths = [stop - start for start, stop in spec.blocks]
-                value.copy_(torch.tensor(lengths, dtype=torch.float32, device=device))
+                rows = torch.tensor(lengths, dtype=torch.float32, device=device)
+                value.copy_(rows.view(-1, *[1] * (len(shape) - 1)).expand(shape))
             elif converter.range != "calibrated":
                 value.fill_(converter.range)
             buffer = f"{name}_{suffix}"
