@@ -6,7 +6,7 @@ print(compiled)             # the graph, with shapes and tiles
 print(compiled.coverage)    # what went analog, and why the rest did not
 """
 
-from . import devices, errors, targets
+from . import devices, errors, interop, targets
 from .compiler.archive import load
 from .compiler.attach import Attached, attach
 from .compiler.compile import compile, compiled_models
@@ -21,6 +21,7 @@ from .runtime.devices import Cell, GaussianDevice, IdealDevice
 from .runtime.mapping import TileMapping
 from .runtime.sqnr import ConverterRangeWarning
 from .runtime.target import Calibration, Target, TileSpec
+from .runtime.wires import WireResistanceWarning, Wires
 
 __version__ = "0.1.0"
 
@@ -41,11 +42,14 @@ __all__ = [
     "TileMapping",
     "TileSpec",
     "WeightClip",
+    "WireResistanceWarning",
+    "Wires",
     "attach",
     "compile",
     "compiled_models",
     "devices",
     "errors",
+    "interop",
     "load",
     "targets",
 ]

@@ -169,9 +169,7 @@ def test_cmo_has_no_logarithm_of_what_is_below_one() -> None:
 
 
 def test_tighter_write_verify_has_less_noise() -> None:
-    loose, tight = (
-        float(states(ReRAMCMODevice(kind), 50.0, 0.0).std()) for kind in ("2%", "0.2%")
-    )
+    loose, tight = (float(states(ReRAMCMODevice(kind), 50.0, 0.0).std()) for kind in ("2%", "0.2%"))
     assert loose / 50 == pytest.approx(0.0115, rel=0.02)
     assert tight / 50 == pytest.approx(0.00108, rel=0.02)
 

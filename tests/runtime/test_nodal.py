@@ -17,7 +17,7 @@ from torch import Tensor
 
 from analogc.runtime.nodal import Line, currents, drops, exact, first_order
 
-HERE = Path(__file__).parent / "oracles"
+HERE = Path(__file__).parent / "oracle"
 STORED = json.loads((HERE / "ir_drop.json").read_text())
 PLAIN = [(16, 16, 1.0, 1.0), (64, 64, 0.35, 0.7), (24, 9, 5.0, 0.5)]
 PAIRS = [(16, 16, 1.0, 0.5, 20.0), (40, 12, 0.35, 0.35, 0.0)]

@@ -1,6 +1,6 @@
 """Writes ir_drop.json: currents of crossbars with line resistance by two other simulators.
 
-    python ir_drop.py        with badcrossbar 1.1.0 and CrossSim 3.2.0 installed
+    python make_ir_drop.py        with badcrossbar 1.1.0 and CrossSim 3.2.0 installed
 
 badcrossbar is installed by ``pip install --no-deps badcrossbar==1.1.0`` next to numpy, scipy,
 pathvalidate and sigfig (its dependency pycairo is for plots), CrossSim from its repository.
