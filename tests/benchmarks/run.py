@@ -27,6 +27,7 @@ SECTIONS = {
     "compiling": "compiling",
     "growth": "growth",
     "sync": "sync",
+    "wires": "wires",
     "peers": "peers",
 }
 """Each section is the function of its name in that module."""
