@@ -138,7 +138,8 @@ def reram_milo() -> Target:
 def reram_cmo() -> Target:
     """Analog CMO/HfOx ReRAM (9 to 88.2 uS), one device a weight, generic 8-bit converters.
 
-    Source: Falcone et al. (IBM Research Zurich), as fitted in aihwkit 1.2.0; write-verify to 2 %.
+    Source: Falcone et al., arXiv:2502.04524 (2025), as fitted in aihwkit 1.2.0; write-verify to 2 %
+    of the target.
 
     Generic, of our choice: 256 x 256 tiles, 8-bit converters, a reference column beside each tile's
     columns, one drift gain a layer.

@@ -1,4 +1,4 @@
-"""Resistive RAM: filamentary oxide devices of Wan 2022, Milo 2021 and of CMO/HfOx."""
+"""Resistive RAM: filamentary oxide devices of Wan 2022, Milo 2021 and Falcone 2025."""
 
 from __future__ import annotations
 
@@ -150,9 +150,10 @@ class ReRAMMiloDevice:
 
 @dataclass(frozen=True, slots=True)
 class ReRAMCMODevice:
-    """Analog filamentary CMO/HfOx devices of IBM Research Zurich, 9 to 88.2 uS (Falcone et al.).
+    """Analog filamentary CMO/HfOx devices of IBM Research Zurich, 9 to 88.2 uS.
 
-    Coefficients as in aihwkit 1.2.0 (``ReRamCMONoiseModel``), all in uS, t in seconds:
+    Falcone et al., arXiv:2502.04524 (2025). Coefficients as in aihwkit 1.2.0
+    (``ReRamCMONoiseModel``), all in uS, t in seconds:
 
         programming   sigma = a + b g, by the acceptance range of write-verify
         relaxation    g + N(-0.08900206 ln t, 0.04201137 ln t + 0.41183342), whatever g

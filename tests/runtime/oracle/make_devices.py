@@ -8,6 +8,7 @@ Neither is on PyPI in a form that a test could install. Run it again where both 
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -29,32 +30,24 @@ def row(peer: str, model: str, target: float, seconds: float, values: Any, what:
 
 def aihwkit_rows() -> list[Any]:
     """PCM, HERMES, Wan and CMO: programmed, drifted, and drifted plus one read's noise."""
-    from aihwkit.inference.converter.conductance import (  # type: ignore[import-not-found]
-        SinglePairConductanceConverter,
+    pcm = import_module("aihwkit.inference.noise.pcm")
+    hermes = import_module("aihwkit.inference.noise.hermes")
+    reram = import_module("aihwkit.inference.noise.reram")
+    converter = import_module("aihwkit.inference.converter.conductance")
+    wan = reram.ReRamWan2022NoiseModel(
+        g_converter=converter.SinglePairConductanceConverter(g_max=40.0)
     )
-    from aihwkit.inference.noise.hermes import (  # type: ignore[import-not-found]
-        HermesNoiseModel,
-    )
-    from aihwkit.inference.noise.pcm import (  # type: ignore[import-not-found]
-        PCMLikeNoiseModel,
-    )
-    from aihwkit.inference.noise.reram import (  # type: ignore[import-not-found]
-        ReRamCMONoiseModel,
-        ReRamWan2022NoiseModel,
-    )
-
-    wan = ReRamWan2022NoiseModel(g_converter=SinglePairConductanceConverter(g_max=40.0))
     wan.coeff_g_max_reference = 40.0  # which the constructor stores under another name
-    makers = {
-        "pcm/nandakumar-2019": (lambda **k: PCMLikeNoiseModel(**k), (3.0, 8.0, 15.0, 25.0)),
+    makers: dict[str, Any] = {
+        "pcm/nandakumar-2019": (lambda **k: pcm.PCMLikeNoiseModel(**k), (3.0, 8.0, 15.0, 25.0)),
         "pcm/hermes-one-device": (
-            lambda **k: HermesNoiseModel(num_devices=1, **k), (0.9, 2.0, 5.0, 10.35),
+            lambda **k: hermes.HermesNoiseModel(num_devices=1, **k), (0.9, 2.0, 5.0, 10.35),
         ),
         "pcm/hermes-two-device": (
-            lambda **k: HermesNoiseModel(num_devices=2, **k), (1.8, 5.0, 12.0, 20.7),
+            lambda **k: hermes.HermesNoiseModel(num_devices=2, **k), (1.8, 5.0, 12.0, 20.7),
         ),
         "reram-cmo": (
-            lambda **k: ReRamCMONoiseModel(acceptance_range=2, g_max=88.2, g_min=9.0, **k),
+            lambda **k: reram.ReRamCMONoiseModel(acceptance_range=2, g_max=88.2, g_min=9.0, **k),
             (20.0, 40.0, 70.0),
         ),
         "reram-wan-2022": (lambda **k: wan, (0.0, 8.0, 20.0, 40.0)),
@@ -81,27 +74,23 @@ def aihwkit_rows() -> list[Any]:
 
 def crosssim_rows() -> list[Any]:
     """PCM (Joshi), Milo and SONOS."""
-    from simulator import CrossSimParameters  # type: ignore[import-not-found]
-    from simulator.backend import ComputeBackend  # type: ignore[import-not-found]
-    from simulator.devices.custom.PCM_Joshi import PCMJoshi  # type: ignore[import-not-found]
-    from simulator.devices.custom.RRAM_Milo import RRAMMilo  # type: ignore[import-not-found]
-    from simulator.devices.custom.SONOS import SONOS  # type: ignore[import-not-found]
-
-    ComputeBackend(use_gpu=False)
-    cases = {
-        "pcm/joshi-2020": (PCMJoshi, 1e-6 * 25.0, 0.25, (3.0, 8.0, 15.0, 25.0)),
-        "reram-milo-2021": (RRAMMilo, 225e-6, 50.0, (50.0, 120.0, 225.0)),
-        "sonos": (SONOS, 16e-6, 1.6e-6, (0.5, 2.0, 8.0, 16.0)),
+    simulator = import_module("simulator")
+    import_module("simulator.backend").ComputeBackend(use_gpu=False)
+    custom = "simulator.devices.custom"
+    cases: dict[str, Any] = {
+        "pcm/joshi-2020": ("PCM_Joshi", "PCMJoshi", 1e-6 * 25.0, 0.25, (3.0, 8.0, 15.0, 25.0)),
+        "reram-milo-2021": ("RRAM_Milo", "RRAMMilo", 225e-6, 50.0, (50.0, 120.0, 225.0)),
+        "sonos": ("SONOS", "SONOS", 16e-6, 1.6e-6, (0.5, 2.0, 8.0, 16.0)),
     }
     rows = []
-    for model, (kind, g_max, g_min, targets) in cases.items():
-        params = CrossSimParameters()
+    for model, (file, kind, g_max, g_min, targets) in cases.items():
+        params = simulator.CrossSimParameters()
         device = params.xbar.device
         device.Rmin, device.Rmax, device.Vread = 1 / g_max, 1 / (g_min * 1e-6), 0.1
         device.infinite_on_off_ratio = False
         # CrossSim's own unit is the largest conductance.
         unit = g_max * 1e6
-        made = kind(device, device.programming_error)
+        made = getattr(import_module(f"{custom}.{file}"), kind)(device, device.programming_error)
         for target in targets:
             wanted = np.full(COUNT, target / unit)
             fresh = made.programming_error(wanted.copy()) * unit
