@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import analogc
-from analogc import GaussianDevice, Target, TileSpec
+from analogc import Converter, GaussianDevice, Target, TileSpec
 from analogc.errors import InputError
 from analogc.runtime import wires as wires_module
 from analogc.runtime.devices.cell import Cell
@@ -147,6 +147,19 @@ def test_gradients_go_through_what_the_tiles_transfer() -> None:
     assert x.grad is not None and model.weight.grad is not None
     wanted = solved(model.weight.detach(), target().cell)
     torch.testing.assert_close(x.grad, wanted.sum(0).expand(3, 16), rtol=1e-4, atol=1e-5)
+
+
+def test_calibrated_ranges_allow_for_the_drop() -> None:
+    model, x = nn.Linear(16, 8, bias=False).requires_grad_(False), torch.randn(500, 16)
+    ranges = []
+    for wires in (None, Wires(200.0, 200.0)):
+        given = target(wires=wires).replace(adc=Converter(8))
+        compiled = analogc.compile(model, (x,), target=given)
+        ranges.append(float(next(b for n, b in compiled.named_buffers() if "adc" in n).max()))
+        error = (compiled(x) - F.linear(x, compiled.weights["weight"].programmed())).norm()
+        assert float(error) < 0.02 * float(compiled(x).norm())
+
+    assert ranges[1] < 0.9 * ranges[0]
 
 
 def test_float64() -> None:
