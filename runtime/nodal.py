@@ -6,8 +6,8 @@ other ends at 0 V. Without line resistance ``T`` is the conductances themselves.
 
 ``exact`` solves Kirchhoff's equations of all ``2 * rows * cols`` nodes by block elimination, which
 follows the ladder: at each position along a line the network beyond it is one admittance matrix.
-``first_order`` is the expansion of ``T`` to first order in the resistances, and ``currents``
-solves the same equations for single inputs by conjugate gradients.
+``first_order`` is right to first order in the resistances, and ``currents`` solves the same
+equations for single inputs by conjugate gradients.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ def exact(g: Tensor, row: Line, col: Line) -> Tensor:
 
     The cost is about ``4 a^3 b`` operations for the sides ``a <= b`` (``a`` the columns if P > 1).
     """
+    if row.is_ideal or col.is_ideal:
+        return first_order(g, row, col)
     if g.shape[1] == 1 and g.shape[2] < g.shape[3]:
         # By reciprocity drive and sense may be exchanged: the matrices get the shorter side.
         return exact(g.mT, col, row).mT
-    if col.is_ideal:
-        return _Chains(g, row).transfer
     if not (col.first and col.last):
         return _sweep(g, row, col, 0.0)
     # One terminal at a time, the other at 0 V.
@@ -112,14 +112,16 @@ class _Chains:
     """
 
     def __init__(self, g: Tensor, line: Line) -> None:
-        self.g, self.line = g, line
+        self.g = g
         self.sums = g.sum(1)
         if line.is_ideal:
+            self.factor = torch.ones_like(g)
             self.transfer = g
             return
         left = _admittances(g, line.segment, 1 / line.end if line.first else 0.0)
         right = _admittances(g.flip(-1), line.segment, 1 / line.end if line.last else 0.0).flip(-1)
-        self.scaled = g / (left + g + right)
+        impedance = 1 / (left + g + right)
+        self.scaled = g * impedance
         zero = torch.zeros_like(g[..., :1])
         # Logarithm of the voltage that reaches a node from the first one, and from the last one.
         down = -torch.log1p(line.segment * (right + g)[..., 1:]).cumsum(-1)
@@ -131,12 +133,12 @@ class _Chains:
             seen += (self.up[..., :1] - self.up).exp_().div_(line.end)
         if line.last:
             seen += (self.down[..., -1:] - self.down).exp_().div_(line.end)
-        self.transfer = self.scaled * seen
+        # Share of a cell's current with ideal lines that reaches the terminals.
+        self.factor = impedance * seen
+        self.transfer = g * self.factor
 
     def admittance(self, k: int) -> Tensor:
         """Lower half of the matrix ``[batch, cols, cols]`` of all chains at position ``k``."""
-        if self.line.is_ideal:
-            return torch.diag_embed(self.sums[:, k])
         down = self.down[:, :, k]
         half = (down[..., :, None] - down[..., None, :]).exp_().tril_()
         half.mul_(self.g[:, :, k, :, None]).mul_(self.scaled[:, :, k, None, :])
@@ -156,19 +158,17 @@ def _admittances(g: Tensor, segment: float, end: float) -> Tensor:
     return out
 
 
-def drops(g: Tensor, row: Line, col: Line) -> Tensor:
-    """Relative loss of each cell's current to first order, ``[batch, P, rows, cols]``.
-
-    It is the resistance that the cell shares with each other cell of its lines, times that cell's
-    conductance, summed: the first-order expansion of ``exact`` is ``g * (1 - drops)``.
-    """
-    along = g @ _shared(g.shape[3], row, g)
-    return along + (_shared(g.shape[2], col, g) @ g.sum(1, keepdim=True))
-
-
 def first_order(g: Tensor, row: Line, col: Line) -> Tensor:
-    """Transfer conductances ``g / (1 + drops)``: right to first order in the resistances."""
-    return g / (1 + drops(g, row, col))
+    """Transfer conductances to first order in the resistances; operands and result of ``exact``.
+
+    Each cell sees its row with ideal columns and its column with ideal rows, in series. That is
+    exact if either kind of line is ideal.
+    """
+    across = _Chains(g, row).factor
+    down = _Chains(g.sum(1, keepdim=True).mT, col).factor.mT
+    if row.is_ideal or col.is_ideal:
+        return g * (down if row.is_ideal else across)
+    return g / (1 / across + 1 / down - 1)
 
 
 def _shared(count: int, line: Line, like: Tensor) -> Tensor:

@@ -72,9 +72,10 @@ class Wires:
     column, each with a row line of its own that carries the input with that device's sign, so
     that the currents of a pair cancel where they arise."""
     method: Method = "auto"
-    """``exact``: all nodes of the network, solved when the tile is programmed. ``first-order``: the
-    expansion to first order in the resistances, see ``first_order_error``. ``auto``: exact up
-    to ``exact_limit``, beyond it first order, with a warning if that is not accurate."""
+    """``exact``: all nodes of the network, solved when the tile is programmed. ``first-order``:
+    right to first order in the resistances, see ``first_order_error``. ``auto``: exact up to
+    ``exact_limit``, beyond it first order, with a warning if that is not accurate. Where only rows
+    or only columns have resistance, all are exact and take no time."""
     exact_limit: int = 256
     """Longer side of the largest crossbar that ``auto`` solves exactly. The time grows with the
     fourth power of the side."""
@@ -170,6 +171,8 @@ class Wires:
 
     def is_exact(self, rows: int, cols: int) -> bool:
         """Whether a crossbar of this size is solved exactly."""
+        if self.row.is_ideal or self.col.is_ideal:
+            return True
         return self.method == "exact" or (
             self.method == "auto" and max(rows, cols) <= self.exact_limit
         )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import analogc
 from analogc import Converter, GaussianDevice, Target, TileSpec
+from analogc.compiler.picture.page import target_text
 from analogc.errors import InputError
 from analogc.runtime import wires as wires_module
 from analogc.runtime.devices.cell import Cell
@@ -160,6 +161,10 @@ def test_calibrated_ranges_allow_for_the_drop() -> None:
         assert float(error) < 0.02 * float(compiled(x).norm())
 
     assert ranges[1] < 0.9 * ranges[0]
+
+
+def test_pictures_say_what_the_lines_have() -> None:
+    assert "lines of 8 and 4 Ω a cell" in target_text(target())
 
 
 def test_float64() -> None:
