@@ -17,6 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from . import solved
 from .converters import is_number
 from .errors import InputError
 from .nodal import Line, currents, exact, first_order
@@ -140,20 +141,28 @@ class Wires:
         out = torch.empty_like(g)
         beside = None if reference is None else torch.empty_like(reference)
         for part in with_progress(_parts(rows, cols), "solving for IR drop"):
-            tiles = torch.stack(
-                [
-                    g[:, n0:n1, k0:k1]
-                    if reference is None
-                    else torch.cat([g[:, n0:n1, k0:k1], reference[:, [c], k0:k1]], 1)
-                    for c, (n0, n1), (k0, k1) in part
-                ]
-            )
-            solved = self._solve(tiles.double() * 1e-6) * 1e6
-            for (c, (n0, n1), (k0, k1)), tile in zip(part, solved, strict=True):
+            tiles = [
+                g[:, n0:n1, k0:k1]
+                if reference is None
+                else torch.cat([g[:, n0:n1, k0:k1], reference[:, [c], k0:k1]], 1)
+                for c, (n0, n1), (k0, k1) in part
+            ]
+            for (c, (n0, n1), (k0, k1)), tile in zip(part, self._solved(tiles), strict=True):
                 out[:, n0:n1, k0:k1] = tile[:, : n1 - n0]
                 if beside is not None:
                     beside[:, c, k0:k1] = tile[:, -1]
         return out, beside
+
+    def _solved(self, tiles: list[Tensor]) -> list[Tensor]:
+        """Transfer conductances of tiles ``[P, N, K]`` of one size [uS]."""
+
+        def solve(batch: Tensor) -> Tensor:
+            return self._solve(batch.double() * 1e-6) * 1e6
+
+        quick = self.row.is_ideal or self.col.is_ideal
+        if quick or not self.is_exact(*self._wired(tiles[0][None]).shape[2:]):
+            return list(solve(torch.stack(tiles)))
+        return solved.through(solve, tiles, self)
 
     def _solve(self, g: Tensor) -> Tensor:
         """Transfer conductances of tiles ``g`` ``[tiles, P, N, K]`` [S]."""
@@ -162,12 +171,12 @@ class Wires:
         finite = network.isfinite().flatten(1).all(1).view(-1, 1, 1, 1)
         network = torch.where(finite, network, 0.0)
         if self.is_exact(network.shape[2], network.shape[3]):
-            solved = exact(network, self.row, self.col)
+            found = exact(network, self.row, self.col)
         else:
-            solved = first_order(network, self.row, self.col)
+            found = first_order(network, self.row, self.col)
             if self.method == "auto":
-                self._judge(network, solved)
-        return self._unwired(torch.where(finite, solved, torch.nan), g.shape)
+                self._judge(network, found)
+        return self._unwired(torch.where(finite, found, torch.nan), g.shape)
 
     def is_exact(self, rows: int, cols: int) -> bool:
         """Whether a crossbar of this size is solved exactly."""
@@ -194,9 +203,9 @@ class Wires:
             return network.reshape(tiles, inputs, columns, planes).permute(0, 3, 2, 1)
         return network.mT
 
-    def _judge(self, network: Tensor, solved: Tensor) -> None:
+    def _judge(self, network: Tensor, found: Tensor) -> None:
         worst = int(network.sum((1, 2, 3)).argmax())
-        error = _error(network[worst], solved[worst], self.row, self.col)
+        error = _error(network[worst], found[worst], self.row, self.col)
         if error > TOLERABLE:
             size = " x ".join(str(n) for n in network.shape[2:])
             warnings.warn(
@@ -223,13 +232,13 @@ def first_order_error(g: Tensor, wires: Wires) -> float:
     )
 
 
-def _error(network: Tensor, solved: Tensor, row: Line, col: Line) -> float:
+def _error(network: Tensor, transfer: Tensor, row: Line, col: Line) -> float:
     """Of crossbars ``[P, rows, cols]`` [S] that share their columns."""
     key = NoiseKey(0, "probe", 0)
     drawn = key.normal(torch.Size([2, *network.shape[:2]]), network.dtype, network.device)
     probes = torch.cat([torch.ones_like(drawn[:1]), drawn.abs()[:1], drawn[1:]])
     right = currents(network, row, col, probes)
-    found = torch.einsum("bpk,pkn->bn", probes, solved)
+    found = torch.einsum("bpk,pkn->bn", probes, transfer)
     size = torch.linalg.vector_norm(right, dim=1)
     off = torch.linalg.vector_norm(found - right, dim=1)
     return float((off / size.clamp_min(1e-300)).max())

@@ -16,9 +16,15 @@ from analogc.errors import InputError
 from analogc.runtime import wires as wires_module
 from analogc.runtime.devices.cell import Cell
 from analogc.runtime.nodal import Line, exact
+from analogc.runtime.solved import forget
 from analogc.runtime.wires import Wires
 
 WIRES = Wires(row_resistance=8.0, col_resistance=4.0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_solved() -> None:
+    forget()
 
 
 def target(**fields: Any) -> Target:
@@ -109,6 +115,31 @@ def test_only_a_changed_weight_is_solved_again(monkeypatch: pytest.MonkeyPatch) 
     assert calls == [2]
 
 
+def test_a_changed_column_leaves_the_tiles_of_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def counted(g: Tensor, row: Line, col: Line) -> Tensor:
+        calls.append(g.shape[0])
+        return exact(g, row, col)
+
+    monkeypatch.setattr(wires_module, "exact", counted)
+    model, x = nn.Linear(32, 16).requires_grad_(False), torch.randn(3, 32)
+    compiled = analogc.compile(model, (x,), target=target())
+    compiled(x)
+    assert sum(calls) == 8  # 2 x 2 tiles, two devices a weight
+    calls.clear()
+
+    model.weight[3] *= torch.linspace(0.5, 1.0, 32)
+    compiled(x)
+    assert sum(calls) == 4
+
+    # Neither do other converters ask for it again.
+    analogc.compile(model, (x,), target=target().replace(adc=Converter(6)))(x)
+    assert sum(calls) == 4
+    wanted = solved(model.weight, target().cell)
+    torch.testing.assert_close(compiled(x), F.linear(x, wanted, model.bias), rtol=1e-4, atol=1e-5)
+
+
 def test_drifted_conductances_are_solved() -> None:
     model, x = nn.Linear(16, 8, bias=False).requires_grad_(False), torch.randn(3, 16)
     device = GaussianDevice(sigma=0.0, drift_nu=0.05)
@@ -132,6 +163,7 @@ def test_a_file_keeps_what_was_solved(monkeypatch: pytest.MonkeyPatch, tmp_path:
     right = compiled(x)
     compiled.save(tmp_path / "model.safetensors")
 
+    forget()
     monkeypatch.setattr(wires_module, "exact", None)
     loaded = analogc.load(tmp_path / "model.safetensors")
 
