@@ -179,7 +179,13 @@ class AnalogWeight:
 
     def __repr__(self) -> str:
         shape = list(self.get().shape)
-        return f"AnalogWeight({self.name!r}, {shape}, programmed {self.times_programmed} times)"
+        text = f"programmed {self.times_programmed} times"
+        held = self._array.programmed
+        if held is not None and self._array.spec.device.drifts:
+            text += f", {held.seconds:g} s ago"
+        if held is not None and held.gain is not None:
+            text += f", gain {held.gain.min():.3f} to {held.gain.max():.3f}"
+        return f"AnalogWeight({self.name!r}, {shape}, {text})"
 
 
 class WeightMap(Mapping[str, AnalogWeight]):

@@ -273,7 +273,8 @@ def test_faults_have_the_stated_rates_and_belong_to_the_chip() -> None:
     assert not (on & off).any()
     again = stuck(NoiseKey(0, "program/fc", 1), CHIP, 1e6)
     assert torch.equal(on, again[0]) and torch.equal(off, again[1])
-    assert not torch.equal(on, stuck(KEY, NoiseKey(1, "chip/fc", 0))[0])
+    for other in (NoiseKey(1, "chip/fc", 0), NoiseKey(0, "chip/fc2", 0)):
+        assert not torch.equal(on, stuck(KEY, other)[0])
 
 
 def test_a_dead_row_is_one_of_a_tile_and_a_dead_column_too() -> None:
@@ -294,6 +295,16 @@ def test_a_dead_row_is_one_of_a_tile_and_a_dead_column_too() -> None:
         assert torch.equal(lost[..., rows].all(-1), lost[..., rows].any(-1))
         assert 10 < int(lost[..., rows].all(-1).sum()) < 75
     assert not torch.equal(lost[..., 0], lost[..., 299])
+
+
+def test_a_dead_line_has_no_noise() -> None:
+    weight = torch.full((6, 50), 0.5)
+    cell = Cell(mode="offset", g_min=1.0, dead_rows=0.5)
+    spec = LayerSpec((0, 50), device=GaussianDevice(0.1, read_noise=0.1), cell=cell, cols=(0, 6))
+    state = state_at(weight, spec, KEY, CHIP, 0.0)
+    assert state.variance is not None
+    dead = state.total == 0
+    assert torch.equal(state.variance[0] == 0, dead) and 5 < int(dead[0].sum()) < 45
 
 
 def test_all_devices_may_be_faulty() -> None:
