@@ -55,7 +55,7 @@ class Histogram:
             self.counts = torch.where(low[:, None], wider, self.counts)
             self.limit = torch.where(low, self.limit * 2, self.limit)
 
-    def choose(self, how: Calibration, levels: int, family: int = 1) -> Tensor:
+    def choose(self, how: Calibration, levels: float, family: int = 1) -> Tensor:
         """Range of each series for a converter of ``levels`` steps a side; 0 where all is zero.
 
         Args:
@@ -81,7 +81,7 @@ class Histogram:
         own = number / (number + _PRIOR)
         return own * found + (1 - own) * torch.maximum(found, usual)
 
-    def _choose(self, how: Calibration, levels: int) -> Tensor:
+    def _choose(self, how: Calibration, levels: float) -> Tensor:
         if how.method == "absmax":
             return self.peak
         width = self.limit.clamp_min(1e-30)[:, None] / self.bins  # none may have been counted
@@ -92,7 +92,7 @@ class Histogram:
             return torch.minimum(found, self.peak)
         return torch.where(self.peak > 0, self._least_error(width, levels), self.peak)
 
-    def _least_error(self, width: Tensor, levels: int) -> Tensor:
+    def _least_error(self, width: Tensor, levels: float) -> Tensor:
         steps = torch.arange(self.bins, dtype=torch.float64, device=self.counts.device)
         centre = (steps + 0.5) * width
         # Sums of counts, counts * v and counts * v^2 from each bin to the last.

@@ -94,6 +94,32 @@ def forward(
     return y, mask
 
 
+def sums(
+    mvm: Geometry, part: Tensor, stage: Stage, input_range: Tensor | None, block: int
+) -> Tensor:
+    """What the ADC of a row block converts, without noise and periphery: for calibration.
+
+    Args:
+        mvm: how inputs meet weights.
+        part: what the block takes of the input.
+        stage: of the programmed tiles.
+        input_range: ``[R]``; None if dynamic or without a DAC.
+        block: row block.
+
+    Returns:
+        ``[S, pulses, N, vectors]`` in units of a full-scale product.
+    """
+    one = _Block(mvm, stage, Ranges(input_range, None), None, block, False)
+    drive = one.drive(part, one.range(part), None)
+    p = mvm.multiply(drive.pulses, stage.weights[block], block)
+    p = p.unflatten(0, (len(drive.full), -1))
+    p.div_(p.new_tensor(drive.full).view(-1, *[1] * (p.dim() - 1)))
+    first = mvm.columns_first(p)
+    flat = first.reshape(stage.columns, len(p), -1)
+    split = flat.unflatten(0, (stage.groups, stage.slices, -1)).permute(1, 3, 0, 2, 4)
+    return split.flatten(2, 3)
+
+
 class _Block:
     """One row block of one call."""
 
@@ -115,7 +141,7 @@ class _Block:
 
     def run(self, part: Tensor) -> tuple[Tensor, Tensor | float, Tensor | None]:
         """Sums in units of the input range, that range, and where nothing clipped."""
-        unit = self._range(part)
+        unit = self.range(part)
         sums, inside = self._pass(part, unit, self.key)
         if not self.spec.managed:
             return sums, unit, inside
@@ -136,7 +162,7 @@ class _Block:
         assert self.ranges.adc is not None, "an ADC has a range"
         return max(1.0, self.rows / float(self.ranges.adc[self.r].min()))
 
-    def _range(self, part: Tensor) -> Tensor | float:
+    def range(self, part: Tensor) -> Tensor | float:
         if self.spec.dac is None:
             return 1.0
         if self.spec.dynamic:
@@ -151,8 +177,8 @@ class _Block:
         rows = part.shape[0]
         size = rows
         if key is None and rows > 1:
-            sums = self.mvm.vectors(part) * self.stage.columns * self.slicing.pulses
-            size = max(1, _CHUNK * rows // max(sums, 1))
+            count = self.mvm.vectors(part) * self.stage.columns * self.slicing.pulses
+            size = max(1, _CHUNK * rows // max(count, 1))
         if size >= rows:
             return self._convert(part, unit, key)
         found = []
@@ -167,7 +193,7 @@ class _Block:
         self, part: Tensor, unit: Tensor | float, key: NoiseKey | None
     ) -> tuple[Tensor, Tensor | None]:
         mvm, stage, r = self.mvm, self.stage, self.r
-        drive = self._drive(part, unit, key)
+        drive = self.drive(part, unit, key)
         full = part.new_tensor(drive.full)[:, None]
         p = mvm.multiply(drive.pulses, stage.weights[r], r).unflatten(0, (len(full), -1))
         if stage.dac_offset is not None:
@@ -195,7 +221,7 @@ class _Block:
             y.sub_(mvm.repeat(total, stage.common[r] / drive.steps))
         return y, inside
 
-    def _drive(self, part: Tensor, unit: Tensor | float, key: NoiseKey | None) -> _Drive:
+    def drive(self, part: Tensor, unit: Tensor | float, key: NoiseKey | None) -> _Drive:
         dac, slicing = self.spec.dac, self.slicing
         noisy = self.variance is not None
         if dac is None:

@@ -73,11 +73,11 @@ def state_at(
     targets, significances = slice_targets(weight, spec)
     signs = [_signs(target, spec) for target in targets]
     found = [
-        _slice_state(target * sign, spec, _key(key, s, targets), _key(chip, s, targets), seconds)
+        _slice_state(_signed(target, sign), spec, _key(key, s, targets), _key(chip, s, targets), seconds)
         for s, (target, sign) in enumerate(zip(targets, signs, strict=True))
     ]
     parts, variances = zip(*found, strict=True)
-    slices = tuple(part * sign for part, sign in zip(parts, signs, strict=True))
+    slices = tuple(_signed(part, sign) for part, sign in zip(parts, signs, strict=True))
     variance = variances if spec.device.reads_noisily else None
     return State(slices, significances, variance)
 
@@ -89,14 +89,16 @@ def slice_targets(weight: Tensor, spec: LayerSpec) -> tuple[tuple[Tensor, ...], 
     return spec.slicing.split(weight), spec.slicing.significances
 
 
-def _signs(target: Tensor, spec: LayerSpec) -> Tensor | float:
-    """-1 where a slice's column is written as its complement, ``[N, K]``; 1 if none is."""
+def _signs(target: Tensor, spec: LayerSpec) -> Tensor | None:
+    """-1 where a slice's column is written as its complement, ``[N, K]``; None if no slice is."""
     if spec.slicing is None or not spec.slicing.flip:
-        return 1.0
-    blocks = [
-        flips(target[:, a:b])[:, None].expand(-1, b - a) for a, b in spec.blocks
-    ]
+        return None
+    blocks = [flips(target[:, a:b])[:, None].expand(-1, b - a) for a, b in spec.blocks]
     return torch.cat(blocks, dim=1)
+
+
+def _signed(values: Tensor, signs: Tensor | None) -> Tensor:
+    return values if signs is None else values * signs
 
 
 def conductances_at(
@@ -106,7 +108,7 @@ def conductances_at(
     targets, _ = slice_targets(weight, spec)
     values, references, names = [], [], []
     for s, target in enumerate(targets):
-        cells = _Cells(target * _signs(target, spec), spec, _key(key, s, targets), _key(chip, s, targets), seconds)
+        cells = _Cells(_signed(target, _signs(target, spec)), spec, _key(key, s, targets), _key(chip, s, targets), seconds)
         values.append(cells.planes)
         if cells.reference is not None:
             references.append(cells.reference)

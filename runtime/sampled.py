@@ -1,0 +1,76 @@
+"""Calibration of ADCs that see digits: from a sample of the inputs, when the input range is known."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .histogram import Histogram
+from .mvm import DenseMVM, Geometry
+from .physical import sums
+from .spec import LayerSpec
+from .stage import stage_of
+from .target import Calibration
+from .tiles import Programmed
+
+_KEPT = 1 << 19
+"""Input values of a layer that are kept at most, but one image at least."""
+_AT_ONCE = 1 << 22
+"""Sums that are made at a time."""
+
+
+class SampledSums:
+    """An even sample of a layer's inputs, and the ADC ranges that suit their digits."""
+
+    def __init__(self, spec: LayerSpec, mvm: Geometry, tiles: Programmed) -> None:
+        self.spec, self.mvm = spec, mvm
+        self.stage = stage_of(tiles, spec, mvm.groups)
+        self.kept: list[Tensor] = []
+        self.step = 1
+        self.finite = True
+
+    def add(self, x: Tensor) -> None:
+        """Take every ``step``-th vector (image) of a batch; thin out what is too much."""
+        if isinstance(self.mvm, DenseMVM):
+            x = x.reshape(-1, x.shape[-1])
+        if not x.numel():
+            return
+        self.kept.append(x[:: self.step].detach().clone())
+        while sum(map(Tensor.numel, self.kept)) > _KEPT:
+            whole = torch.cat(self.kept)
+            if len(whole) == 1:
+                break
+            self.kept, self.step = [whole[::2].clone()], 2 * self.step
+
+    def choose(self, how: Calibration, input_range: Tensor | None, shape: torch.Size) -> Tensor:
+        """Ranges of ``shape`` (``LayerSpec.adc_shape``); 0 where there was no signal."""
+        adc, slicing = self.spec.adc, self.spec.slicing
+        assert adc is not None, "an ADC is calibrated"
+        per_slice = slicing is not None and slicing.ranges == "per-slice"
+        outputs = self.stage.columns // self.stage.slices
+        series = shape[1:].numel()
+        device = self.stage.significance[0].device
+        blocks = len(self.spec.blocks)
+        histograms = [
+            Histogram(series, device, 256 if adc.per_column else 2048) for _ in range(blocks)
+        ]
+        for x in self.kept:
+            most = max(1, _AT_ONCE // max(1, self._sums(x[:1])))
+            for piece in x.split(most):
+                for r, histogram in enumerate(histograms):
+                    part = self.mvm.take(piece, r)
+                    found = sums(self.mvm, part, self.stage, input_range, r)
+                    if not per_slice:
+                        found = found.permute(2, 0, 1, 3).unsqueeze(0)  # [1, N, S, pulses, V]
+                    else:
+                        found = found.flatten(0, 1)  # [S pulses, N, V]
+                    keep = 2 if adc.per_column else 1
+                    histogram.add(found.flatten(keep).flatten(0, keep - 1).flatten(1))
+        self.finite = all(histogram.finite for histogram in histograms)
+        family = outputs if adc.per_column else 1
+        found = [h.choose(how, adc.full_code, family) for h in histograms]
+        return torch.stack(found).view(shape)
+
+    def _sums(self, x: Tensor) -> int:
+        pulses = 1 if self.spec.slicing is None else self.spec.slicing.pulses
+        return self.mvm.vectors(self.mvm.take(x, 0)) * self.stage.columns * pulses
