@@ -24,10 +24,14 @@ class Histogram:
         self.peak = torch.zeros(series, dtype=torch.float64, device=device)
         self.finite = True
 
-    def add(self, values: Tensor) -> None:
+    def add(self, values: Tensor, weights: Tensor | None = None) -> None:
         """Count ``values`` ``[series, M]``; of very many, an even sample (the peak is exact).
 
         Values that are not finite count as zero; ``finite`` tells whether there were any.
+
+        Args:
+            values: ``[series, M]``.
+            weights: ``[M]``, how much the squared error of each matters; None: all the same.
         """
         if values.shape[1] == 0:
             return
@@ -42,7 +46,9 @@ class Histogram:
         size = size[:, ::step]
         index = (size * (self.bins / self.limit[:, None])).long().clamp_(max=self.bins - 1)
         index += torch.arange(len(index), device=index.device)[:, None] * self.bins
-        found = torch.bincount(index.flatten(), minlength=self.counts.numel())
+        if weights is not None:
+            weights = weights[::step].to(torch.float64).expand_as(size).flatten()
+        found = torch.bincount(index.flatten(), weights, minlength=self.counts.numel())
         self.counts += found.view_as(self.counts)
 
     def _grow(self, peak: Tensor) -> None:

@@ -311,7 +311,9 @@ class _Block:
             over = ((p > full) | (p < lowest)).any(0)
             inside = self.mvm.merge(over.to(p.dtype), stage.slices) == 0
         if stage.thresholds is not None:
-            find_codes(self.mvm.columns_first(p.sub_(lowest)), stage.thresholds[self.r])
+            table = stage.thresholds[self.r]
+            p.sub_(lowest)
+            find_codes(p if table.dim() == 1 else self.mvm.columns_first(p), table)
             p.add_(lowest)
             return inside
         half = 0.5 if adc.codes == "offset" else 0.0

@@ -9,7 +9,7 @@ from .histogram import Histogram
 from .mvm import DenseMVM, Geometry
 from .physical import sums
 from .spec import LayerSpec
-from .stage import stage_of
+from .stage import WHOLE, stage_of
 from .target import Calibration
 from .tiles import Programmed
 
@@ -60,16 +60,32 @@ class SampledSums:
                 for r, histogram in enumerate(histograms):
                     part = self.mvm.take(piece, r)
                     found = sums(self.mvm, part, self.stage, input_range, r)
-                    if not per_slice:
-                        found = found.permute(2, 0, 1, 3).unsqueeze(0)  # [1, N, S, pulses, V]
-                    else:
+                    weights = None
+                    if per_slice:
                         found = found.flatten(0, 1)  # [S pulses, N, V]
+                    else:
+                        weights = self._weights(found)
+                        found = found.permute(2, 0, 1, 3).unsqueeze(0)  # [1, N, S, pulses, V]
                     keep = 2 if adc.per_column else 1
-                    histogram.add(found.flatten(keep).flatten(0, keep - 1).flatten(1))
+                    found = found.flatten(keep).flatten(0, keep - 1)
+                    if weights is not None:
+                        weights = weights.repeat(found.shape[1] // len(weights))
+                    histogram.add(found, weights)
         self.finite = all(histogram.finite for histogram in histograms)
         family = outputs if adc.per_column else 1
         found = [h.choose(how, adc.full_code, family) for h in histograms]
         return torch.stack(found).view(shape)
+
+    def _weights(self, found: Tensor) -> Tensor:
+        """What the squared error of each of ``[S, pulses, N, V]`` sums adds to that of the output."""
+        slicing, dac = self.spec.slicing or WHOLE, self.spec.dac
+        pulses = [1.0]
+        if slicing.pulses > 1:
+            assert dac is not None, "pulses are of a DAC"
+            pulses = [digit.significance for digit in slicing.digits(dac)]
+        matter = found.new_tensor(slicing.significances)[:, None] * found.new_tensor(pulses)
+        matter = matter.square() / matter.square().mean()
+        return matter[..., None].expand(*matter.shape, found.shape[-1]).flatten()
 
     def _sums(self, x: Tensor) -> int:
         pulses = 1 if self.spec.slicing is None else self.spec.slicing.pulses
