@@ -41,13 +41,15 @@ def digits_of(codes: Tensor, bits: Sequence[int], kind: str) -> list[tuple[Tenso
         place -= width
         digit = torch.div(level, 2**place, rounding_mode="floor")
         level = level - digit * 2**place
-        full = float(2**width - 1)
+        full, worth = float(2**width - 1), float(2**place)
         if kind == "offset":
             digit, full = digit - (2**width - 1) / 2, (2**width - 1) / 2
+        elif kind == "symmetric" and i == 0 and width == 1:
+            worth = -worth
         elif kind == "symmetric" and i == 0:
             full = float(2 ** (width - 1))
             digit = torch.where(digit >= full, digit - 2**width, digit)
-        found.append((digit * sign, full, float(2**place)))
+        found.append((digit * sign, full, worth))
     return found
 
 
