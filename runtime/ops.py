@@ -317,6 +317,32 @@ def saving_backward_kernel(
     return grad_x, x.new_empty(0) if grad_w is None else grad_w.contiguous()
 
 
+@_without_autocast
+@torch.no_grad()
+def range_gradient(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    input_range: Tensor,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    groups: int,
+    spec: str,
+    key: str,
+) -> Tensor:
+    """Gradient of learned input ranges, ``[R]``; operands as those of ``saving_backward``."""
+    settings = parse(spec)
+    single = weight.dim() > 2 and x.dim() == weight.dim() - 1
+    batched, batched_grad = (x.unsqueeze(0), grad.unsqueeze(0)) if single else (x, grad)
+    array = tiles.find(key)
+    held = tiles.stateless(weight, settings, groups) if array is None else array.as_used(weight)
+    mvm = geometry(settings, weight.shape, stride, padding, dilation, groups)
+    masks = mask if mask.numel() else None
+    return kernels.range_gradient(mvm, batched_grad, batched, held, masks, input_range, settings)
+
+
 def _fake_saving_backward(
     grad: Tensor, x: Tensor, weight: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:

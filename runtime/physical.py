@@ -228,8 +228,7 @@ class _Block:
             codes = part if isinstance(unit, float) and unit == 1.0 else part / unit
             return _Drive(codes, codes.square() if noisy else None, (1.0,), (1.0,), codes, 1.0)
         uniform = None
-        if dac.rounding == "stochastic":
-            assert key is not None, "random rounding has a key"
+        if dac.rounding == "stochastic" and key is not None:  # none while ranges are chosen
             uniform = _uniform(key, "dac", self.r, part)
         codes = quantise(part, torch.as_tensor(unit), dac, uniform)
         steps = dac.full_code
@@ -276,7 +275,7 @@ class _Block:
             return part.new_full((pulses, stage.columns), float(self.rows))
         span = self.ranges.adc[self.r].to(part)
         outputs = stage.columns // stage.slices
-        if self.slicing.ranges == "per-slice":
+        if self.slicing.ranges != "shared":
             span = span.movedim(1, 0)
             span = span if span.dim() == 3 else span[..., None]
         return stage.stack(span.expand(pulses, stage.slices, outputs))

@@ -123,5 +123,7 @@ def _range(
     if adc_range is None:
         return torch.tensor(float(rows))
     if spec.slicing is not None and spec.slicing.ranges == "per-slice":
+        return adc_range[r, s, 0]
+    if spec.slicing is not None and spec.slicing.ranges == "per-pulse":
         return adc_range[r, s, k]
     return adc_range[r]

@@ -44,9 +44,8 @@ class SampledSums:
 
     def choose(self, how: Calibration, input_range: Tensor | None, shape: torch.Size) -> Tensor:
         """Ranges of ``shape`` (``LayerSpec.adc_shape``); 0 where there was no signal."""
-        adc, slicing = self.spec.adc, self.spec.slicing
+        adc, kind = self.spec.adc, (self.spec.slicing or WHOLE).ranges
         assert adc is not None, "an ADC is calibrated"
-        per_slice = slicing is not None and slicing.ranges == "per-slice"
         outputs = self.stage.columns // self.stage.slices
         series = shape[1:].numel()
         device = self.stage.significance[0].device
@@ -60,32 +59,34 @@ class SampledSums:
                 for r, histogram in enumerate(histograms):
                     part = self.mvm.take(piece, r)
                     found = sums(self.mvm, part, self.stage, input_range, r)
-                    weights = None
-                    if per_slice:
-                        found = found.flatten(0, 1)  # [S pulses, N, V]
+                    matter = self._weights(found)
+                    if kind == "shared":
+                        found = found.permute(2, 0, 1, 3)[None]  # [1, N, S, pulses, V]
+                        weights = matter.flatten()
+                    elif kind == "per-slice":
+                        found = found.permute(0, 2, 1, 3)  # [S, N, pulses, V]
+                        weights = matter[0].flatten()
                     else:
-                        weights = self._weights(found)
-                        found = found.permute(2, 0, 1, 3).unsqueeze(0)  # [1, N, S, pulses, V]
+                        found = found.flatten(0, 1)  # [S pulses, N, V]
+                        weights = matter[0, 0]
                     keep = 2 if adc.per_column else 1
                     found = found.flatten(keep).flatten(0, keep - 1)
-                    if weights is not None:
-                        weights = weights.repeat(found.shape[1] // len(weights))
-                    histogram.add(found, weights)
+                    weights = weights.repeat(found.shape[1] // max(len(weights), 1))
+                    histogram.add(found, weights / weights.mean())
         self.finite = all(histogram.finite for histogram in histograms)
         family = outputs if adc.per_column else 1
         found = [h.choose(how, adc.full_code, family) for h in histograms]
         return torch.stack(found).view(shape)
 
     def _weights(self, found: Tensor) -> Tensor:
-        """What the squared error of each of ``[S, pulses, N, V]`` sums adds to that of the output."""
+        """``[S, pulses, V]``: what the squared error of a sum adds to that of the output."""
         slicing, dac = self.spec.slicing or WHOLE, self.spec.dac
         pulses = [1.0]
         if slicing.pulses > 1:
             assert dac is not None, "pulses are of a DAC"
             pulses = [digit.significance for digit in slicing.digits(dac)]
         matter = found.new_tensor(slicing.significances)[:, None] * found.new_tensor(pulses)
-        matter = matter.square() / matter.square().mean()
-        return matter[..., None].expand(*matter.shape, found.shape[-1]).flatten()
+        return matter.square()[..., None].expand(*matter.shape, found.shape[-1])
 
     def _sums(self, x: Tensor) -> int:
         pulses = 1 if self.spec.slicing is None else self.spec.slicing.pulses

@@ -61,8 +61,10 @@ class Slicing:
     input_accumulation: Literal["digital", "analog"] = "digital"
     """``"digital"``: the ADC converts after each pulse. ``"analog"``: the charge of all pulses is
     added up with their significance and converted once."""
-    ranges: Literal["shared", "per-slice"] = "shared"
-    """ADC ranges: one for all slices and pulses, or one for each slice and pulse."""
+    ranges: Literal["shared", "per-slice", "per-pulse"] = "shared"
+    """ADC ranges: one for all slices and pulses, one for each slice, or one for each slice and
+    pulse. The last is worse where pulses are alike and subtracted, as those of a two's complement
+    are for small inputs: errors of one range cancel, those of two do not."""
     flip: bool = False
     """Offset coding: a column of digits whose sum is above half scale is written as its complement,
     so sums never pass half scale and the ADC saves a bit (Shafiee et al., ISCA 2016, section V)."""
@@ -88,7 +90,7 @@ class Slicing:
         for name, known in (
             ("coding", ("balanced", "offset")),
             ("input_accumulation", ("digital", "analog")),
-            ("ranges", ("shared", "per-slice")),
+            ("ranges", ("shared", "per-slice", "per-pulse")),
         ):
             if getattr(self, name) not in known:
                 raise InputError(

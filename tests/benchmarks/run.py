@@ -28,6 +28,7 @@ SECTIONS = {
     "growth": "growth",
     "sync": "sync",
     "peers": "peers",
+    "physics": "physics",
 }
 """Each section is the function of its name in that module."""
 

@@ -208,7 +208,7 @@ def cases(draw: st.DrawFn) -> Case:
         input_bits = parts_of(bits - (codes == "sign-magnitude"), draw)
     slicing = Slicing(
         weight_bits, coding, input_bits, draw(st.sampled_from(["digital", "analog"])),
-        draw(st.sampled_from(["shared", "per-slice"])), coding == "offset" and draw(st.booleans()),
+        draw(st.sampled_from(["shared", "per-slice", "per-pulse"])), coding == "offset" and draw(st.booleans()),
     )  # fmt: skip
     batch = (
         (draw(st.integers(1, 3)),) if dims else tuple(draw(st.lists(st.integers(1, 3), max_size=2)))
