@@ -6,7 +6,7 @@ print(compiled)             # the graph, with shapes and tiles
 print(compiled.coverage)    # what went analog, and why the rest did not
 """
 
-from . import errors, targets
+from . import devices, errors, targets
 from .compiler.archive import load
 from .compiler.attach import Attached, attach
 from .compiler.compile import compile, compiled_models
@@ -15,8 +15,9 @@ from .compiler.model import CompiledModel
 from .compiler.symbolic import SymbolicTrace
 from .passes.pipeline import DEFAULT_PASSES
 from .passes.select_analog import LayerInfo
+from .runtime.clip import WeightClip
 from .runtime.converters import Converter
-from .runtime.devices import GaussianDevice, IdealDevice
+from .runtime.devices import Cell, GaussianDevice, IdealDevice
 from .runtime.mapping import TileMapping
 from .runtime.sqnr import ConverterRangeWarning
 from .runtime.target import Calibration, Target, TileSpec
@@ -27,6 +28,7 @@ __all__ = [
     "DEFAULT_PASSES",
     "Attached",
     "Calibration",
+    "Cell",
     "CompiledModel",
     "Converter",
     "ConverterRangeWarning",
@@ -38,9 +40,11 @@ __all__ = [
     "Target",
     "TileMapping",
     "TileSpec",
+    "WeightClip",
     "attach",
     "compile",
     "compiled_models",
+    "devices",
     "errors",
     "load",
     "targets",

@@ -348,6 +348,8 @@ def _targets(args: argparse.Namespace) -> None:
         return
     for name, target in found.items():
         print(f"{name}\n  {targets.summary(name)}\n  {target_text(target)}")
+        if cited := targets.source(name):
+            print(f"  Source: {cited}")
 
 
 def _demo(args: argparse.Namespace) -> None:

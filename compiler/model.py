@@ -19,6 +19,7 @@ from ..passes.derive_weights import HOME
 from ..passes.emit import fake_mode
 from ..runtime.calibrate import calibrate, is_uncalibrated
 from ..runtime.converters import is_number
+from ..runtime.devices.base import warn_of_time
 from ..runtime.errors import InputError, SyncError, UnsupportedError
 from ..runtime.guard import Access
 from ..runtime.target import Calibration
@@ -360,6 +361,7 @@ class CompiledModel(Inspected):
         if not is_number(seconds) or seconds < 0:
             raise InputError(f"drift_to() takes a time >= 0 [s], got {seconds!r}")
         self._require_weights()
+        warn_of_time(self.target.device, seconds)
         for _, array, weight in self._live_weights():
             if not array.spec.is_ideal:
                 array.drift_to(weight, float(seconds))

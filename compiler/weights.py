@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..runtime.errors import InputError, UnsupportedError
 from ..runtime.guard import Access, refusal
+from ..runtime.programming import Conductances
 from ..runtime.readout import read
 from ..runtime.reference import flat_weight
 from ..runtime.tiles import TileArray
@@ -113,6 +114,36 @@ class AnalogWeight:
         tiles = self._array.current(value)
         flat = flat_weight(tiles, value.shape, self._array.spec) * tiles.scale[:, None]
         return flat.view(value.shape).to(value.dtype)
+
+    def conductances(self) -> Conductances:
+        """Conductances of the devices that hold the weight, now [uS]: faults, noise and drift.
+
+        ``.values`` is ``[P, N, K]``: P device arrays (``.planes`` has their names: ``+`` and ``-``
+        of a pair), N outputs, K inputs (of a convolution: input channels / groups x kernel volume).
+        They are computed when asked for: no copy of them is kept.
+
+        Raises:
+            InputError: the target's cells have no conductances.
+            AccessError: the weight is sealed.
+        """
+        if self.access == "sealed":
+            raise refusal(self.name, self.access, "conductances()")
+        if not self._array.spec.cell.has_conductances:
+            raise InputError(
+                f"weight {self.name!r}: the target's cells have no conductances",
+                where=f"layer {self.name}",
+                fix="a Target with cell=Cell(mode='pair', g_max=...), or a preset of a device",
+            )
+        return self._array.conductances(self._operand())
+
+    @property
+    def gain(self) -> Tensor:
+        """Digital gain of the drift compensation for each output column, ``[N]``; 1 without one."""
+        value = self._operand()
+        if self._array.spec.is_ideal:
+            return torch.ones(value.shape[0], dtype=value.dtype, device=value.device)
+        held = self._array.current(value)
+        return torch.ones_like(held.scale) if held.gain is None else held.gain.clone()
 
     @torch.no_grad()
     def read(self, noise: bool = True) -> Tensor:

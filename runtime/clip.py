@@ -26,7 +26,7 @@ class WeightClip:
     """``fixed``: ``value``, in the weights' own units. ``sigma``: so many standard deviations.
     ``percentile``: that percentile of the magnitudes, 0..100, interpolated linearly."""
     value: float = 2.5
-    """Default: that of the layer-wise Gaussian clipping in Joshi et al., Nat. Commun. 11 (2020)."""
+    """Default: that of Gaussian clipping in aihwkit."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):

@@ -6,7 +6,9 @@ the keys of its programming and its chip.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,6 +18,9 @@ from .devices.base import sub_key
 from .noise import NoiseKey
 from .slicing import flips
 from .spec import LayerSpec
+
+_PART = 2**21
+"""Weights whose devices are computed at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +113,13 @@ def conductances_at(
     targets, _ = slice_targets(weight, spec)
     values, references, names = [], [], []
     for s, target in enumerate(targets):
-        cells = _Cells(_signed(target, _signs(target, spec)), spec, _key(key, s, targets), _key(chip, s, targets), seconds)
-        values.append(cells.planes)
-        if cells.reference is not None:
-            references.append(cells.reference)
+        keys = _key(key, s, targets), _key(chip, s, targets)
+        written = _signed(target, _signs(target, spec))
+        parts = [_Cells(*part, seconds) for part in _parts(written, spec, *keys)]
+        values.append(torch.cat([cells.planes for cells in parts], dim=1))
+        found = [cells.reference for cells in parts if cells.reference is not None]
+        if found:
+            references.append(torch.cat(found, dim=1))
         head = f"slice{s}/" if len(targets) > 1 else ""
         names += [head + name for name in spec.cell.planes]
     reference = torch.cat(references) if references else None
@@ -120,6 +128,26 @@ def conductances_at(
 
 def _key(key: NoiseKey, index: int, slices: tuple[Tensor, ...]) -> NoiseKey:
     return key if len(slices) == 1 else sub_key(key, f"slice{index}")
+
+
+def _parts(
+    weight: Tensor, spec: LayerSpec, key: NoiseKey, chip: NoiseKey
+) -> list[tuple[Tensor, LayerSpec, NoiseKey, NoiseKey]]:
+    """Whole column blocks to treat one after the other, with their own noise: devices take many
+    times the memory of a weight while they are computed."""
+    cuts = [0]
+    for start, stop in pairwise(spec.cols):
+        if start > cuts[-1] and (stop - cuts[-1]) * weight.shape[1] > _PART:
+            cuts.append(start)
+    if len(cuts) == 1:
+        return [(weight, spec, key, chip)]
+    parts = []
+    for i, (start, stop) in enumerate(pairwise([*cuts, spec.cols[-1]])):
+        cols = tuple(c - start for c in spec.cols if start <= c <= stop)
+        place = f"part{i}"
+        there = dataclasses.replace(spec, cols=cols)
+        parts.append((weight[start:stop], there, sub_key(key, place), sub_key(chip, place)))
+    return parts
 
 
 def _slice_state(
@@ -131,6 +159,11 @@ def _slice_state(
         if not device.reads_noisily:
             return held, None
         return held, device.read_sigma(held, weight, seconds).square_()
+    if len(parts := _parts(weight, spec, key, chip)) > 1:
+        found = [_slice_state(*part, seconds) for part in parts]
+        whole = torch.cat([part for part, _ in found])
+        noisy = [part for _, part in found if part is not None]
+        return whole, torch.cat(noisy) if noisy else None
     cells = _Cells(weight, spec, key, chip, seconds)
     variance = cells.read_variance() if device.reads_noisily else None
     return cell.decode(cells.planes, cells.spread(cells.reference)), variance

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from ...runtime.devices import GaussianDevice
 from ...runtime.target import Target
 from ..coverage import KINDS, CoverageReport, CoverageRow, count_text, steps_as_one
 from ..tile_table import TileTable
@@ -104,13 +105,30 @@ def target_text(target: Target) -> str:
     parts = [tile]
     for name, converter in (("DAC", target.dac), ("ADC", target.adc)):
         parts.append(f"ideal {name}" if converter is None else f"{converter.bits}-bit {name}")
-    if not target.device.is_ideal:
-        sigma = getattr(target.device, "sigma", None)
-        noise = "programming noise" if sigma is None else f"{100 * sigma:g} % programming noise"
-        parts.append(noise)
+    parts += device_text(target)
     if target.output_noise:
         parts.append(f"output noise {target.output_noise:g}")
     return ", ".join(parts)
+
+
+def device_text(target: Target) -> list[str]:
+    """Devices, cells and what is done about drift, a phrase each."""
+    device, cell, parts = target.device, target.cell, []
+    if cell.has_conductances:
+        many = f" of {cell.devices} devices" if cell.devices > 1 else ""
+        parts.append(f"{cell.mode} cells{many}, {cell.g_min:g} to {cell.g_max:g} µS")
+    if isinstance(device, GaussianDevice):
+        if device.sigma:
+            parts.append(f"{100 * device.sigma:g} % programming noise")
+    elif not device.is_ideal:
+        fit = getattr(device, "fit", "")
+        parts.append(f"device {device.kind}{f' ({fit})' if fit else ''}")
+    if target.weight_clip is not None:
+        clip = target.weight_clip
+        parts.append(f"weights clipped at {clip.kind} {clip.value:g}")
+    if target.compensation != "none":
+        parts.append(f"{target.compensation} drift compensation")
+    return parts
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:

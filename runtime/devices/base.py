@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -68,6 +69,21 @@ class Device(Protocol):
             seconds: since the first read after programming.
         """
         ...
+
+
+class DeviceTimeWarning(UserWarning):
+    """A time that the data of a device model do not reach."""
+
+
+def warn_of_time(device: Device, seconds: float) -> None:
+    """Warn if there are no data on ``device`` for so late a time; the last ones are used."""
+    if seconds > device.last_measured:
+        warnings.warn(
+            f"device {device.kind!r} was measured up to {device.last_measured:g} s after "
+            f"programming; at {seconds:g} s it is taken to be as it was then",
+            DeviceTimeWarning,
+            stacklevel=3,
+        )
 
 
 def sub_key(key: NoiseKey, purpose: str) -> NoiseKey:

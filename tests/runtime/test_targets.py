@@ -8,7 +8,10 @@ from analogc.runtime.targets import summary
 
 
 def test_preset_names() -> None:
-    assert targets.names() == ("ideal", "generic-8bit", "generic-8bit-noisy")
+    assert {
+        "ideal", "generic-8bit", "generic-8bit-noisy", "pcm-like", "pcm-hermes-one-device",
+        "pcm-hermes-two-device", "reram-wan2022", "reram-milo", "reram-cmo", "sonos",
+    } <= set(targets.names())  # fmt: skip
 
 
 @pytest.mark.parametrize("name", targets.names())
