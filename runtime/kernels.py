@@ -89,7 +89,7 @@ def forward(
 
 def drive(
     mvm: Geometry, part: Tensor, ranges: Ranges, spec: LayerSpec, block: int
-) -> tuple[Tensor, Tensor | float, int]:
+) -> tuple[Tensor, Tensor | float, float]:
     """What a row block is driven with: codes, the input that full scale stands for, full scale."""
     if spec.dac is None:
         return part, 1.0, 1

@@ -269,7 +269,8 @@ class ConvMVM:
         """``[B, N, *out]``."""
         if slices == 1:
             return sums
-        return sums.unflatten(1, (self.groups, slices, -1)).sum(2).flatten(1, 2)
+        split: Tensor = sums.unflatten(1, (self.groups, slices, -1))
+        return split.sum(2).flatten(1, 2)
 
     def repeat(self, totals: Tensor, factors: Tensor) -> Tensor:
         """``[B, N, *out]``."""

@@ -14,6 +14,7 @@ The result has the input's dtype; the simulation runs in at least float32.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -138,13 +139,14 @@ def _simulate(
             y = y.to(x.dtype)
     else:
         mvm = geometry(spec, weight.shape, stride, padding, dilation, groups)
-        forward = kernels.forward
+        forward = gpu.forward if x.is_cuda else kernels.forward
+        exact: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if spec.physical:
             forward = physical.forward
-        elif x.is_cuda:
-            forward = gpu.forward
+            exact = gpu.exact_float32() if x.is_cuda else exact
         ranges = Ranges(input_range, adc_range)
-        y, mask = forward(mvm, batched, held, bias, ranges, spec, noise, want_mask)
+        with exact:
+            y, mask = forward(mvm, batched, held, bias, ranges, spec, noise, want_mask)
     y = y.contiguous(memory_format=layout)
     return (y.squeeze(0) if single else y), mask
 

@@ -10,8 +10,8 @@ rounding or errors. One computation over all weight slices s and pulses k of a r
 
 Digits stay integers through the GEMM, and every scale is folded into one factor for each sum. Read
 noise is exact for devices whose current fluctuates as a Gaussian, independently of each other: then
-a column's does, with the variance ``sum_j d_j^2 V_j``, one more GEMM. ``reference_physical`` has the
-same in loops.
+a column's does, with the variance ``sum_j d_j^2 V_j``, one more GEMM. ``reference_physical`` has
+the same in loops.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ def sums(
     p.div_(p.new_tensor(drive.full).view(-1, *[1] * (p.dim() - 1)))
     first = mvm.columns_first(p)
     flat = first.reshape(stage.columns, len(p), -1)
-    split = flat.unflatten(0, (stage.groups, stage.slices, -1)).permute(1, 3, 0, 2, 4)
-    return split.flatten(2, 3)
+    split: Tensor = flat.unflatten(0, (stage.groups, stage.slices, -1))
+    return split.permute(1, 3, 0, 2, 4).flatten(2, 3)
 
 
 class _Block:
@@ -341,4 +341,5 @@ def _uniform(key: NoiseKey, purpose: str, block: int, like: Tensor) -> Tensor:
     """Numbers in [0, 1), one for each element of ``like``."""
     own = NoiseKey(key.seed, f"{key.stream}/{purpose}", key.counter)
     normal = own.matrix(block, 1, like.numel(), like.dtype, like.device)
-    return torch.special.ndtr(normal).clamp_(max=1 - 2.0**-24).view(like.shape)
+    share: Tensor = torch.special.ndtr(normal)
+    return share.clamp_(max=1 - 2.0**-24).view(like.shape)

@@ -78,7 +78,9 @@ def state_at(
     targets, significances = slice_targets(weight, spec)
     signs = [_signs(target, spec) for target in targets]
     found = [
-        _slice_state(_signed(target, sign), spec, _key(key, s, targets), _key(chip, s, targets), seconds)
+        _slice_state(
+            _signed(target, sign), spec, _key(key, s, targets), _key(chip, s, targets), seconds
+        )
         for s, (target, sign) in enumerate(zip(targets, signs, strict=True))
     ]
     parts, variances = zip(*found, strict=True)

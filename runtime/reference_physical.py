@@ -117,9 +117,7 @@ def linear(
     return y if bias is None else y + bias
 
 
-def _range(
-    adc_range: Tensor | None, spec: LayerSpec, r: int, s: int, k: int, rows: int
-) -> Tensor:
+def _range(adc_range: Tensor | None, spec: LayerSpec, r: int, s: int, k: int, rows: int) -> Tensor:
     if adc_range is None:
         return torch.tensor(float(rows))
     if spec.slicing is not None and spec.slicing.ranges == "per-slice":

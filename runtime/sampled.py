@@ -1,4 +1,4 @@
-"""Calibration of ADCs that see digits: from a sample of the inputs, when the input range is known."""
+"""Ranges of ADCs that see digits: from a sample of the inputs, when the input range is known."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ class SampledSums:
                     histogram.add(found, weights / weights.mean())
         self.finite = all(histogram.finite for histogram in histograms)
         family = outputs if adc.per_column else 1
-        found = [h.choose(how, adc.full_code, family) for h in histograms]
-        return torch.stack(found).view(shape)
+        chosen = [h.choose(how, adc.full_code, family) for h in histograms]
+        return torch.stack(chosen).view(shape)
 
     def _weights(self, found: Tensor) -> Tensor:
         """``[S, pulses, V]``: what the squared error of a sum adds to that of the output."""

@@ -94,8 +94,7 @@ class Slicing:
         ):
             if getattr(self, name) not in known:
                 raise InputError(
-                    f"Slicing.{name} must be one of {', '.join(known)}, "
-                    f"got {getattr(self, name)!r}"
+                    f"Slicing.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
                 )
         if not isinstance(self.flip, bool):
             raise InputError(f"Slicing.flip must be a bool, got {self.flip!r}")
@@ -115,7 +114,7 @@ class Slicing:
 
     @property
     def significances(self) -> tuple[float, ...]:
-        """c_s: what a full-scale digit of each slice adds to a full-scale weight; their sum is 1."""
+        """c_s: what a full-scale digit of each slice adds to a full-scale weight; they sum to 1."""
         if self.weight_bits is None:
             return (1.0,)
         total, place = (1 << sum(self.weight_bits)) - 1, sum(self.weight_bits)
@@ -166,9 +165,11 @@ class Slicing:
         return tuple(found)
 
     def check(self, dac: Converter | None, adc: Converter | None = None) -> None:
-        """InputError unless the pulses make up the codes of ``dac``, and ``adc`` can convert sums."""
+        """InputError unless the pulses make up the codes of ``dac`` and ``adc`` suits the sums."""
         if adc is not None and adc.codes == "unsigned":
-            bare = dac is not None and dac.codes == "symmetric" and (self.input_bits or (0,))[0] == 1
+            bare = (
+                dac is not None and dac.codes == "symmetric" and (self.input_bits or (0,))[0] == 1
+            )
             bare = bare and self.input_accumulation == "digital"
             positive = bare or (dac is not None and dac.codes == "unsigned")
             if not positive or self.coding != "offset":
@@ -197,8 +198,9 @@ def flips(digits: Tensor) -> Tensor:
 def pulses_of(codes: Tensor, digits: tuple[Digit, ...], dac: Converter) -> Tensor:
     """Digits ``[pulses, *codes.shape]`` of integer codes, as floats in units of their lowest bit.
 
-    ``sum_k digit_k / full_k * significance_k`` is the code over the DAC's ``full_code``. Digits of an offset code are driven from
-    ``-(2^b - 1) / 2`` to ``(2^b - 1) / 2``, so that nothing has to be subtracted.
+    ``sum_k digit_k / full_k * significance_k`` is the code over the DAC's ``full_code``. Digits of
+    an offset code are driven from ``-(2^b - 1) / 2`` to ``(2^b - 1) / 2``, so that nothing has to
+    be subtracted.
     """
     out = codes.new_empty(len(digits), *codes.shape)
     if dac.codes == "sign-magnitude":

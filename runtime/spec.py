@@ -110,8 +110,8 @@ class LayerSpec:
     def adc_shape(self, columns: int) -> tuple[int, ...]:
         """Shape of the ADC ranges of a layer of N ``columns``.
 
-        ``[R]``, ``[R, N]`` by column, ``[R, S, 1]`` by slice, ``[R, S, pulses]`` by pulse, and these
-        with N at the end by column, too.
+        ``[R]``, ``[R, N]`` by column, ``[R, S, 1]`` by slice, ``[R, S, pulses]`` by pulse, and the
+        last two with N at the end by column, too.
         """
         shape: tuple[int, ...] = (len(self.blocks),)
         if self.slicing is not None and self.slicing.ranges != "shared":

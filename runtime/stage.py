@@ -25,7 +25,7 @@ WHOLE = Slicing()
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Tuples have an item for each row block. C = S N columns, in the order group, slice, output."""
+    """Tuples have an item for each row block. C = S N columns in the order group, slice, output."""
 
     spec: LayerSpec
     groups: int
@@ -63,7 +63,11 @@ class Stage:
 def stage_of(tiles: Programmed, spec: LayerSpec, groups: int) -> Stage:
     """Stage of ``tiles``, kept with them."""
     kept = tiles.prepared
-    if isinstance(kept, Stage) and kept.groups == groups and (kept.spec is spec or kept.spec == spec):
+    if (
+        isinstance(kept, Stage)
+        and kept.groups == groups
+        and (kept.spec is spec or kept.spec == spec)
+    ):
         return kept
     with torch.no_grad():
         tiles.prepared = made = _make(tiles, spec, groups)
@@ -74,7 +78,7 @@ def stacked(values: Tensor, groups: int) -> Tensor:
     """``[..., S, N]`` as ``[..., C]`` in the order group, slice, output."""
     if values.shape[-2] == 1:
         return values.flatten(-2)
-    split = values.unflatten(-1, (groups, -1))
+    split: Tensor = values.unflatten(-1, (groups, -1))
     return split.transpose(-3, -2).flatten(-3)
 
 
@@ -96,7 +100,9 @@ def _make(tiles: Programmed, spec: LayerSpec, groups: int) -> Stage:
     outputs, count = like.shape[0], len(blocks)
     kernel = like.shape[2:]
     inputs = spec.rows[-1]
-    shape = torch.Size([outputs, inputs // kernel.numel(), *kernel] if kernel else [outputs, inputs])
+    shape = torch.Size(
+        [outputs, inputs // kernel.numel(), *kernel] if kernel else [outputs, inputs]
+    )
     per_group = max(outputs // groups, 1)
     draw = _Draws(tiles.chip, spec, outputs, like)
     scale = like.new_tensor(slicing.significances)[:, None].expand(slicing.slices, outputs)

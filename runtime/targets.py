@@ -173,8 +173,8 @@ def isaac_like() -> Target:
     with In-Situ Analog Arithmetic in Crossbars", ISCA 2016, sections IV and V: 16-bit inputs in
     two's complement, one bit at a time; weights with an offset of half their range, 2 bits a cell;
     columns above half scale are stored as their complement, so the sum of 128 rows, at most 192
-    steps, fits an 8-bit ADC whose step is one step of a cell. So the arrays themselves lose nothing:
-    the result is that of 16-bit fixed point. Devices and wires are exact here.
+    steps, fits an 8-bit ADC whose step is one step of a cell. So the arrays themselves lose
+    nothing: the result is that of 16-bit fixed point. Devices and wires are exact here.
     """
     return Target(
         name="isaac-like",

@@ -1,4 +1,4 @@
-"""What device physics costs: bit slices, read noise and other effects, against digital and CrossSim.
+"""What device physics costs: bit slices, read noise and more, against digital and CrossSim.
 
 The goal for bit slices is 1.3 times slices times pulses; an effect that is off costs nothing.
 """
@@ -69,7 +69,11 @@ def _effects(budget: float) -> Table:
         ("read noise 2 %", target(device=read), "read noise"),
         ("SAR ADC with mismatch", target(adc=Converter(8, kind="sar", mismatch=0.02)), ""),
         ("ramp ADC with mismatch", target(adc=Converter(8, kind="ramp", mismatch=0.02)), ""),
-        ("gain and offset errors", target(adc=Converter(8, gain_error=0.02, offset_error=0.01)), ""),
+        (
+            "gain and offset errors",
+            target(adc=Converter(8, gain_error=0.02, offset_error=0.01)),
+            "",
+        ),
     )
     for batch in (1, 16, 256):
         model, x = Workload("", linear(512, 512, batch)).build()

@@ -97,7 +97,7 @@ def test_ranges_of_slices_help_where_slices_differ() -> None:
     layer.weight.mul_(0.9)[:, 0] = 1.0
     errors = []
     for ranges in ("shared", "per-slice"):
-        slicing = Slicing((4, 4), "balanced", ranges=ranges)  # type: ignore[arg-type]
+        slicing = Slicing((4, 4), "balanced", ranges=ranges)
         target = Target(adc=Converter(6), slicing=slicing)
         compiled = analogc.compile(layer, (x,), target=target, seed=0)
         errors.append(error(compiled(x), layer(x)))
@@ -184,7 +184,7 @@ def test_training_learns_through_slices(dtype: torch.dtype) -> None:
     for _ in range(60):
         optimizer.zero_grad()
         loss = (compiled(x) - wanted).square().mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
 

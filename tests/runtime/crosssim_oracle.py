@@ -8,6 +8,8 @@ on/off ratio is infinite, as otherwise the ADC sees sums that are smaller than o
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from simulator import AnalogCore, CrossSimParameters
 from simulator.parameters.core_parameters import BitSlicedCoreStyle, CoreStyle
@@ -16,7 +18,16 @@ from simulator.parameters.xbar_parameters import ADCRangeLimits
 INPUTS, OUTPUTS, VECTORS = 12, 4, 5
 
 
-def outputs(weight_bits, slices, input_bits, per_pulse, pulse_bits, adc_bits, adc_range):
+def outputs(
+    weight_bits: int,
+    slices: int,
+    input_bits: int,
+    per_pulse: bool,
+    pulse_bits: int,
+    adc_bits: int,
+    adc_range: float,
+) -> Any:
+    """Output vectors ``[V, N]`` of balanced bit slices."""
     weight = np.sin(1.7 * np.arange(OUTPUTS * INPUTS).reshape(OUTPUTS, INPUTS) + 0.3)
     weight = weight / np.abs(weight).max()
     x = np.cos(0.9 * np.arange(VECTORS * INPUTS).reshape(VECTORS, INPUTS) + 0.1)

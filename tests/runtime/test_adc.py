@@ -20,8 +20,9 @@ from analogc.runtime.converters import quantise
 from analogc.runtime.kernels import Ranges
 from analogc.runtime.mvm import geometry
 from analogc.runtime.noise import NoiseKey
-from analogc.runtime.slicing import Slicing
+from analogc.runtime.slicing import Slicing, pulses_of
 from analogc.runtime.spec import LayerSpec
+from analogc.runtime.stage import stage_of
 from analogc.runtime.tiles import Programmed
 
 ALL_CODES = ("symmetric", "sign-magnitude", "offset", "unsigned")
@@ -97,7 +98,9 @@ def thresholds(converter: Converter, noise: Tensor) -> Tensor:
 def searched(converter: Converter, noise: Tensor, v: Tensor) -> Tensor:
     """Codes by the comparisons that the circuit makes, one bit after the other."""
     bits = converter.bits
-    units = [2.0**i * (1 + converter.mismatch * 2 ** (-i / 2) * float(noise[i])) for i in range(bits)]
+    units = [
+        2.0**i * (1 + converter.mismatch * 2 ** (-i / 2) * float(noise[i])) for i in range(bits)
+    ]
     total = sum(units)
     found = []
     skipped = 2**bits - code_count(converter)
@@ -129,7 +132,9 @@ def test_sar_table_is_the_binary_search(codes: Any, bits: int, mismatch: float, 
 
 
 def test_sar_with_much_mismatch_misses_codes_and_a_ramp_never_does() -> None:
-    noise = torch.randn(200, 1 << 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(
+        200, 1 << 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     v = torch.linspace(-30, 300, 100_000, dtype=torch.float64)
 
     def seen(converter: Converter, row: int) -> int:
@@ -195,10 +200,8 @@ def run(
 
 def test_stochastic_rounding_is_unbiased_and_fresh() -> None:
     weight = torch.eye(4)
-    for settings in (
-        {"dac": Converter(4, rounding="stochastic")},
-        {"adc": Converter(4, rounding="stochastic")},
-    ):
+    for name in ("dac", "adc"):
+        settings: dict[str, Any] = {name: Converter(4, rounding="stochastic")}
         spec, held = layer(weight, **settings)
         x = torch.tensor([[0.31, -0.77, 0.05, 1.0]]).expand(40_000, 4).contiguous()
 
@@ -249,7 +252,7 @@ def test_read_noise_of_slices_and_pulses_adds_up() -> None:
     weight = torch.randn(5, 20, generator=generator)
     x = (torch.rand(1, 20, generator=generator) * 2 - 1).expand(30_000, 20).contiguous()
     for accumulation in ("digital", "analog"):
-        slicing = Slicing((3, 3), "balanced", (2, 2, 3), accumulation)  # type: ignore[arg-type]
+        slicing = Slicing((3, 3), "balanced", (2, 2, 3), accumulation)
         dac = Converter(8, codes="sign-magnitude")
         spec, held = layer(weight, dac=dac, device=device, slicing=slicing)
 
@@ -257,7 +260,7 @@ def test_read_noise_of_slices_and_pulses_adds_up() -> None:
 
         codes = quantise(x[:1], torch.tensor(1.0), dac)
         digits = slicing.digits(dac)
-        pulses = physical.pulses_of(codes, digits, dac)
+        pulses = pulses_of(codes, digits, dac)
         variance = 0.0
         for c in slicing.significances:
             for pulse, digit in zip(pulses, digits, strict=True):
@@ -296,7 +299,7 @@ def test_errors_of_a_chip_stay_when_it_is_written_again_and_differ_between_colum
 
     assert torch.equal(y, run(x, spec, again, adc_range=8.0))
     assert not torch.equal(y, run(x, spec, other, adc_range=8.0))
-    made = physical.stage_of(first, spec, 1)
+    made = stage_of(first, spec, 1)
     assert made.gain is not None and made.offset is not None
     assert float(made.gain[0].std()) == pytest.approx(0.05, rel=0.15)
     assert float(made.offset[0].std()) == pytest.approx(0.02, rel=0.15)
@@ -308,7 +311,7 @@ def test_columns_that_share_a_converter_share_its_errors() -> None:
     adc = Converter(8, gain_error=0.05, shared_by=4, kind="sar", mismatch=0.02)
     spec, held = layer(torch.randn(6, 8), adc=adc, slicing=Slicing((2, 2)))
 
-    made = physical.stage_of(held, spec, 1)
+    made = stage_of(held, spec, 1)
 
     assert made.gain is not None and made.thresholds is not None
     # Two slices of a weight are adjacent: outputs 0 and 1 are on one converter.
@@ -347,7 +350,10 @@ def test_bad_settings_are_refused_by_name(fields: dict[str, Any], message: str) 
         ({"adc": Converter(8, learned=True)}, "learned is for a DAC"),
         ({"slicing": Slicing(input_bits=(1,) * 7)}, "7 bits in all, a 8-bit DAC"),
         ({"slicing": Slicing(input_bits=(1,)), "dac": None}, "Target.dac is None"),
-        ({"slicing": Slicing((1,) * 20, "offset"), "tile": {"cols": 16}}, "cannot hold a weight of"),
+        (
+            {"slicing": Slicing((1,) * 20, "offset"), "tile": {"cols": 16}},
+            "cannot hold a weight of",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -20,7 +20,7 @@ from analogc.runtime import kernels, physical, reference_physical, tiles
 from analogc.runtime.kernels import Ranges
 from analogc.runtime.mvm import Geometry, geometry
 from analogc.runtime.periphery import Periphery
-from analogc.runtime.slicing import Slicing
+from analogc.runtime.slicing import Slicing, pulses_of
 from analogc.runtime.spec import LayerSpec
 from analogc.runtime.stage import Stage, stage_of
 from analogc.runtime.tiles import Programmed
@@ -189,7 +189,7 @@ def cases(draw: st.DrawFn) -> Case:
         max(draw(st.integers(1, 5)), d * (k - 1) + 1 - 2 * p)
         for k, p, d in zip(kernel, padding, dilation, strict=True)
     )
-    codes = draw(st.sampled_from(["symmetric", "sign-magnitude", "offset", "unsigned"]))
+    codes: Any = draw(st.sampled_from(["symmetric", "sign-magnitude", "offset", "unsigned"]))
     bits = draw(st.integers(2, 8))
     dac = Converter(bits, draw(st.sampled_from(["calibrated", "dynamic"])), codes=codes)
     adc = draw(
@@ -201,14 +201,15 @@ def cases(draw: st.DrawFn) -> Case:
             codes=st.sampled_from(["symmetric", "offset", "unsigned"]),
         )
     )
-    coding = draw(st.sampled_from(["balanced", "offset"]))
+    coding: Any = draw(st.sampled_from(["balanced", "offset"]))
     weight_bits = draw(st.none() | st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple))
     input_bits = None
     if draw(st.booleans()):
         input_bits = parts_of(bits - (codes == "sign-magnitude"), draw)
     slicing = Slicing(
         weight_bits, coding, input_bits, draw(st.sampled_from(["digital", "analog"])),
-        draw(st.sampled_from(["shared", "per-slice", "per-pulse"])), coding == "offset" and draw(st.booleans()),
+        draw(st.sampled_from(["shared", "per-slice", "per-pulse"])),
+        coding == "offset" and draw(st.booleans()),
     )  # fmt: skip
     batch = (
         (draw(st.integers(1, 3)),) if dims else tuple(draw(st.lists(st.integers(1, 3), max_size=2)))
@@ -297,7 +298,7 @@ def test_the_codes_of_an_input_are_the_sum_of_its_pulses() -> None:
         slicing.check(dac)
         digits = slicing.digits(dac)
 
-        pulses = physical.pulses_of(values, digits, dac)
+        pulses = pulses_of(values, digits, dac)
 
         total = sum(p / d.full * d.significance for p, d in zip(pulses, digits, strict=True))
         close(torch.as_tensor(total) * dac.full_code, values, 1e-12)
@@ -325,7 +326,8 @@ def stage(case: Case, held: Programmed) -> Stage:
 def unstacked(values: Tensor, case: Case, group: int, s: int) -> Tensor:
     """``[N / groups, ...]`` of one group and slice."""
     count = 1 if case.slicing is None else case.slicing.slices
-    return values.unflatten(0, (case.groups, count, case.out))[group, s]
+    found: Tensor = values.unflatten(0, (case.groups, count, case.out))[group, s]
+    return found
 
 
 def converter_of(case: Case, held: Programmed) -> Callable[[int], reference_physical.Convert]:
@@ -487,5 +489,3 @@ def test_mask_tells_where_no_conversion_clips() -> None:
 
     assert mask is not None and torch.equal(mask[0], inside)
     assert 0.1 < float(inside.double().mean()) < 0.9
-
-
