@@ -71,7 +71,17 @@ def stage_of(tiles: Programmed, spec: LayerSpec, groups: int) -> Stage:
         return kept
     with torch.no_grad():
         tiles.prepared = made = _make(tiles, spec, groups)
+        if tiles.slices is not None and groups == 1 and _are_slices(spec):
+            # The same memory: slices are runs of columns.
+            runs = [block.unflatten(0, (made.slices, -1)) for block in made.weights]
+            tiles.slices = tuple(tuple(run[s] for run in runs) for s in range(made.slices))
     return made
+
+
+def _are_slices(spec: LayerSpec) -> bool:
+    """Whether the columns of a stage are the slices as they were programmed."""
+    balanced = (spec.slicing or WHOLE).coding == "balanced"
+    return balanced and (spec.dac is None or spec.dac.gain_error == 0)
 
 
 def stacked(values: Tensor, groups: int) -> Tensor:

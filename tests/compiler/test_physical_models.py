@@ -280,3 +280,41 @@ def test_frozen_weights_still_train_a_range() -> None:
     compiled(x).sum().backward()
 
     assert value.grad is not None and bool((value.grad != 0).all())
+
+
+@torch.no_grad()
+def test_plain_targets_stay_on_the_plain_kernels() -> None:
+    x = inputs()
+    for name in ("generic-8bit", "generic-8bit-noisy"):
+        compiled = analogc.compile(model(), (x,), target=name, seed=0)
+        assert "physical" not in str(compiled.backend)
+    # Another name for the same values costs nothing, either.
+    renamed = Target(dac=Converter(8, codes="sign-magnitude"))
+    assert "physical" not in str(analogc.compile(model(), (x,), target=renamed, seed=0).backend)
+
+
+@torch.no_grad()
+def test_a_sliced_weight_is_read_as_it_was_written() -> None:
+    x = inputs()
+    compiled = analogc.compile(model(), (x,), target=SMALL.replace(adc=Converter(12)), seed=0)
+    compiled(x)
+    wanted = dict(compiled.named_parameters())["5.weight"]
+
+    for found in (compiled.weights["5"].read(), compiled.weights["5"].programmed()):
+        # Half a step of 8-bit magnitudes, by column, and half a step of the ADC.
+        step = wanted.abs().amax(1, keepdim=True)
+        assert bool(((found - wanted).abs() <= step * (0.5 / 255 + 0.6 / 2047)).all())
+
+
+@torch.no_grad()
+def test_slices_are_held_once() -> None:
+    layer, x = nn.Linear(200, 30), torch.randn(5, 200)
+    target = Target(slicing=analogc.Slicing((2, 2, 2, 2)))
+    compiled = analogc.compile(layer, (x,), target=target, seed=0)
+    compiled(x)
+    (held,) = compiled._contents().values()
+    assert held.slices is not None
+
+    memory = {part.untyped_storage().data_ptr() for slice_ in held.slices for part in slice_}
+
+    assert memory == {held.prepared.weights[0].untyped_storage().data_ptr()}  # type: ignore[attr-defined]
