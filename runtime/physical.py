@@ -89,7 +89,7 @@ def forward(
     y = mvm.finish(y).to(x.dtype)
     mask = torch.stack(masks) if masks else None
     if isinstance(mvm, DenseMVM):
-        y = y.view(*lead, -1)
+        y = y.view(*lead, len(tiles.scale))
         mask = None if mask is None else mask.view(len(masks), *y.shape)
     return y, mask
 
@@ -149,7 +149,7 @@ class _Block:
         halve = self.spec.adc.bound_management == "iterative"
         for again in range(1, _HALVINGS + 1 if halve else 2):
             clipped = ~inside.all(-1, keepdim=True)
-            if not bool(clipped.any()):
+            if clipped.is_meta or not bool(clipped.any()):
                 break
             factor = 2.0**again if halve else self._worst()
             other, within = self._pass(part, unit * factor, _again(self.key, again))

@@ -219,9 +219,15 @@ class _Draws:
         """``[C]`` for each row block, alike where columns share a converter."""
         owner = self._owners()
         return tuple(
-            stacked(of(self._normal(purpose, r, 1, int(owner.max()) + 1)[0])[owner], groups)
+            stacked(of(self._normal(purpose, r, 1, self._count())[0])[owner], groups)
             for r in range(len(self.spec.blocks))
         )
+
+    def _count(self) -> int:
+        """Converters of a row block."""
+        assert self.spec.adc is not None, "an ADC is shared"
+        slices = (self.spec.slicing or WHOLE).slices
+        return -(-self.outputs * slices // self.spec.adc.shared_by)
 
     def _owners(self) -> Tensor:
         """Converter of each column, ``[S, N]``; the slices of one weight are adjacent."""
@@ -241,6 +247,6 @@ class _Draws:
         owner = self._owners()
         order = stacked(owner, groups)
         return tuple(
-            sar_thresholds(adc, self._normal("sar", r, int(owner.max()) + 1, adc.bits))[order]
+            sar_thresholds(adc, self._normal("sar", r, self._count(), adc.bits))[order]
             for r in blocks
         )

@@ -318,3 +318,69 @@ def test_slices_are_held_once() -> None:
     memory = {part.untyped_storage().data_ptr() for slice_ in held.slices for part in slice_}
 
     assert memory == {held.prepared.weights[0].untyped_storage().data_ptr()}  # type: ignore[attr-defined]
+
+
+ADCS = [
+    Converter(8),
+    Converter(8, kind="sar", mismatch=0.02, shared_by=3),
+    Converter(8, kind="ramp", mismatch=0.02),
+    Converter(8, bound_management="iterative"),
+    Converter(8, bound_management="worst-case"),
+]
+LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "linear": (lambda device: nn.Linear(70, 9, device=device), (3, 70)),
+    "conv": (lambda device: nn.Conv2d(4, 6, 3, groups=2, padding=1, device=device), (2, 4, 5, 5)),
+    "conv1d": (lambda device: nn.Conv1d(4, 6, 3, device=device), (2, 4, 9)),
+}
+
+
+@pytest.mark.parametrize("adc", ADCS, ids=lambda a: f"{a.kind}-{a.bound_management}")
+@pytest.mark.parametrize("name", LAYERS)
+@torch.no_grad()
+def test_dtypes_empty_batches_transforms_and_exports_work(name: str, adc: Converter) -> None:
+    make, shape = LAYERS[name]
+    torch.manual_seed(0)
+    layer, x = make("cpu"), torch.randn(shape)
+    device = GaussianDevice(0.005, read_noise=0.002)
+    target = SMALL.replace(adc=adc, device=device)
+    compiled = analogc.compile(layer, (x,), target=target, seed=0)
+    wanted = layer(x)
+
+    for dtype in (torch.float16, torch.bfloat16):
+        half = compiled(x.to(dtype))
+        assert half.dtype is dtype and error(half.float(), wanted) < 0.1
+    mapped = torch.func.vmap(compiled)(x.expand(2, *shape))
+    assert all(error(one, wanted) < 0.1 for one in mapped)
+    exported = torch.export.export(compiled, (x,)).module()(x)
+    assert error(exported, wanted) < 0.1
+    (node,) = [n for n in compiled.graph.nodes if "analogc" in str(n.target)]
+    operands = [
+        _fetch(compiled._root, a) if getattr(a, "op", "") == "get_attr" else a for a in node.args
+    ]
+    operands[0] = x[:0]
+    assert node.target(*operands).shape == (0, *wanted.shape[1:])
+    operands[0] = x[0]
+    assert error(node.target(*operands), wanted[0]) < 0.1
+
+
+def _fetch(root: nn.Module, node: Any) -> Any:
+    home, _, name = str(node.target).rpartition(".")
+    return getattr(root.get_submodule(home), name)
+
+
+@pytest.mark.parametrize("adc", ADCS, ids=lambda a: f"{a.kind}-{a.bound_management}")
+@pytest.mark.parametrize("name", ["linear", "conv"])
+@torch.no_grad()
+def test_a_model_on_the_meta_device_gets_its_weights_later(name: str, adc: Converter) -> None:
+    make, shape = LAYERS[name]
+    blank = torch.randn(shape, device="meta")
+    target = EVERYTHING.replace(adc=adc)
+    compiled = analogc.compile(make("meta"), (blank,), target=target, seed=0)
+    assert compiled(blank).is_meta
+
+    compiled.to_empty(device="cpu")
+    for parameter in compiled.parameters():
+        parameter.normal_()
+    compiled.calibrate([torch.randn(shape)])
+
+    assert bool(compiled(torch.randn(shape)).isfinite().all())
