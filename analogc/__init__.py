@@ -19,6 +19,8 @@ from .runtime.clip import WeightClip
 from .runtime.converters import Converter
 from .runtime.devices import Cell, GaussianDevice, IdealDevice
 from .runtime.mapping import TileMapping
+from .runtime.periphery import Periphery
+from .runtime.slicing import Slicing
 from .runtime.sqnr import ConverterRangeWarning
 from .runtime.target import Calibration, Target, TileSpec
 from .runtime.wires import WireResistanceWarning, Wires
@@ -37,6 +39,8 @@ __all__ = [
     "GaussianDevice",
     "IdealDevice",
     "LayerInfo",
+    "Periphery",
+    "Slicing",
     "SymbolicTrace",
     "Target",
     "TileMapping",

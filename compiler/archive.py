@@ -409,6 +409,8 @@ def _fill(
         value = tensors[names[0]].to(device)
         if entry["kind"] == "parameter":
             value = nn.Parameter(value, requires_grad=bool(entry["requires_grad"]))
+        elif own and value.is_floating_point():
+            value.requires_grad_(bool(entry["requires_grad"]))  # a learned range
         for name in names:
             prefix, _, last = name.rpartition(".")
             module = root.get_submodule(prefix)

@@ -1,8 +1,9 @@
 """Cut every selected weight into tiles and give the tiles their numbers.
 
 K (inputs) is cut into row blocks of at most ``tile.rows``, N (outputs) into column blocks of at
-most the columns of a tile over those of a weight (all its bit slices are side by side). Each group of a conv is an array of its own. One weight that is
-used at several places has one array, and one set of tiles.
+most the columns of a tile over those of a weight, whose bit slices are side by side. Each group of
+a conv is an array of its own. One weight that is used at several places has one array, and one set
+of tiles.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def find_codes(steps: Tensor, thresholds: Tensor) -> None:
         thresholds: ``[n - 1]``, or ``[columns, n - 1]`` of each column.
     """
     if thresholds.dim() == 1:
-        steps.copy_(torch.bucketize(steps, thresholds, out_int32=True))
+        steps.copy_(torch.bucketize(steps.contiguous(), thresholds, out_int32=True))
         return
     flat = steps.reshape(thresholds.shape[0], -1).contiguous()
     steps.copy_(torch.searchsorted(thresholds, flat, out_int32=True).view(steps.shape))

@@ -13,7 +13,9 @@ from .native.loader import library
 from .spec import LayerSpec
 from .tiles import Programmed
 
-KernelName = Literal["digital", "native-int16", "native-float32", "torch", "physical", "cuda", "none"]
+KernelName = Literal[
+    "digital", "native-int16", "native-float32", "torch", "physical", "cuda", "none"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,8 @@ class Kernel:
     name: KernelName
     """``digital``: torch's own operator. ``native-int16``, ``native-float32``: the C++ library, by
     how it holds the weight. ``torch``: the reference path. ``physical``: torch operations, for what
-    the plain kernels do not have. ``cuda``: torch's GEMMs and our CuPy kernels. ``none``: the layer has no memory yet (meta device)."""
+    the plain kernels do not have. ``cuda``: torch's GEMMs and our CuPy kernels. ``none``: the
+    layer has no memory yet (meta device)."""
     why: str
 
 

@@ -21,6 +21,7 @@ from .noise import NoiseKey
 from .ops import NAMES, digital
 from .progress import with_progress
 from .regions import kept_modes, plain_precision
+from .sampled import SampledSums
 from .spec import LayerSpec, parse
 from .standin import resolve
 from .target import Calibration
@@ -42,6 +43,9 @@ class _Observer:
         self.tiles = tiles.program(resolve(weight), exact, NoiseKey(0, "", 0))
         blocks, device = len(spec.blocks), weight.device
         self.inputs = Histogram(blocks, device)
+        self.sampled = None
+        if spec.physical and spec.adc is not None and spec.adc.range == "calibrated":
+            self.sampled = SampledSums(exact, self.mvm, self.tiles)
         per_column = spec.adc is not None and spec.adc.per_column
         self.series = weight.shape[0] if per_column else 1
         self.sums = Histogram(blocks * self.series, device, 256 if per_column else 2048)
@@ -51,11 +55,13 @@ class _Observer:
         x = x.to(self.tiles.scale.dtype)
         if dims > 2 and x.dim() == dims - 1:
             x = x.unsqueeze(0)
+        if self.sampled is not None:
+            self.sampled.add(x)
         inputs, sums = [], []
         for r, weight in enumerate(self.tiles.blocks):
             part = self.mvm.take(x, r)
             inputs.append(part)
-            if self.spec.adc is None or self.spec.adc.range != "calibrated":
+            if self.spec.physical or self.spec.adc is None or self.spec.adc.range != "calibrated":
                 continue
             if self.spec.dynamic:
                 part = part / self.mvm.peak(part)
@@ -64,9 +70,17 @@ class _Observer:
             sums.append(p.movedim(column, 0).reshape(self.series, -1))
         if self.spec.dac is not None and self.spec.dac.range == "calibrated":
             for r, part in enumerate(inputs):
+                if self.spec.dac.codes == "unsigned":
+                    part = part.clamp(min=0)
                 _add_one(self.inputs, r, part.reshape(1, -1))
         if sums:
             self.sums.add(torch.cat(sums))
+
+    @property
+    def finite(self) -> bool:
+        """Whether all values were."""
+        sampled = self.sampled is None or self.sampled.finite
+        return self.inputs.finite and self.sums.finite and sampled
 
     def choose(
         self, how: Calibration, input_range: Tensor | None, adc_range: Tensor | None
@@ -76,14 +90,17 @@ class _Observer:
         dac, adc = self.spec.dac, self.spec.adc
         if dac is not None and dac.range == "calibrated":
             assert input_range is not None, "a calibrated DAC has a range buffer"
-            found = self.inputs.choose(how, dac.levels)
+            found = self.inputs.choose(how, dac.full_code)
             alive &= bool((found > 0).all())
             input_range.copy_(torch.where(found > 0, found, torch.ones_like(found)))
         if adc is not None and adc.range == "calibrated":
             assert adc_range is not None, "a calibrated ADC has a range buffer"
-            found = self.sums.choose(how, adc.levels, self.series)
+            if self.sampled is not None:
+                found = self.sampled.choose(how, input_range, adc_range.shape)
+            else:
+                found = self.sums.choose(how, adc.levels, self.series)
             found = found.view(adc_range.shape).to(adc_range.dtype)
-            if input_range is not None:
+            if input_range is not None and self.sampled is None:
                 found = found / (input_range[:, None] if found.dim() == 2 else input_range)
             # A column that never saw a signal converts zero, whatever its range.
             adc_range.copy_(torch.where(found > 0, found, torch.ones_like(found)))
@@ -214,7 +231,7 @@ def choose_ranges(observations: Iterable[Observation], how: Calibration) -> None
                 ranges = [_buffer(seen.root, node.args[i]) for i in (3, 4)]
                 if not observer.choose(how, ranges[0], ranges[1]):
                     silent.append(mapping.layer)
-                if not (observer.inputs.finite and observer.sums.finite):
+                if not observer.finite:
                     broken.append(mapping.layer)
     if broken:
         warnings.warn(

@@ -1,8 +1,8 @@
 """DAC and ADC settings, and the one quantiser that defines their arithmetic.
 
-By default a converter of ``b`` bits has ``2^(b-1) - 1`` steps on each side of zero: symmetric codes,
-so that zero is exact and sign is free, rounded half to even. ``codes``, ``rounding`` and the errors
-below say otherwise; such a converter is simulated by ``physical``.
+By default a converter of ``b`` bits has ``2^(b-1) - 1`` steps on each side of zero: symmetric
+codes, so that zero is exact and sign is free, rounded half to even. ``codes``, ``rounding`` and the
+errors below say otherwise; such a converter is simulated by ``physical``.
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ class Converter:
         if self.kind != "ideal" and self.bits > 12:
             raise InputError(f"Converter.kind={self.kind!r} has at most 12 bits, got {self.bits}")
         if self.kind != "ideal" and self.rounding == "stochastic":
-            raise InputError(f"Converter.rounding='stochastic' needs kind='ideal', not {self.kind!r}")
+            raise InputError(
+                f"Converter.rounding='stochastic' needs kind='ideal', not {self.kind!r}"
+            )
         if self.mismatch > 0 and self.kind == "ideal":
             raise InputError("Converter.mismatch needs kind='sar' or 'ramp'")
 

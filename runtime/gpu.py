@@ -62,7 +62,7 @@ def forward(
         return kernels.forward(mvm, x, tiles, bias, ranges, spec, key, want_mask)
     layer = _Layer(found, tiles, bias, ranges, spec, key, want_mask and spec.adc is not None)
     wide = x.float()
-    with _exact_float32():
+    with exact_float32():
         if isinstance(mvm, DenseMVM):
             y, mask = layer.dense(wide)
         else:
@@ -72,7 +72,8 @@ def forward(
 
 
 @contextmanager
-def _exact_float32() -> Iterator[None]:
+def exact_float32() -> Iterator[None]:
+    """No TF32 in matrix products and convolutions."""
     places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
     before = [place.fp32_precision for place in places]
     try:

@@ -269,7 +269,8 @@ class ConvMVM:
         """``[B, N, *out]``."""
         if slices == 1:
             return sums
-        return sums.unflatten(1, (self.groups, slices, -1)).sum(2).flatten(1, 2)
+        split: Tensor = sums.unflatten(1, (self.groups, slices, -1))
+        return split.sum(2).flatten(1, 2)
 
     def repeat(self, totals: Tensor, factors: Tensor) -> Tensor:
         """``[B, N, *out]``."""
@@ -379,11 +380,13 @@ def geometry(
 ) -> Geometry:
     """Geometry of a layer: a linear one if the weight has two dims, else a convolution.
 
-    Patches are built where each has an input range of its own, dynamic or by bound management.
+    Patches are built where each has an input range of its own, dynamic or by bound management, and
+    where padding is driven as a code that is not zero.
     """
     if len(weight_shape) == 2:
         return DenseMVM(spec)
-    if not spec.dynamic and not spec.managed:
+    no_zero = spec.dac is not None and spec.dac.codes == "offset" and any(padding)
+    if not spec.dynamic and not spec.managed and not no_zero:
         return ConvMVM(spec, weight_shape, stride, padding, dilation, groups)
     patches = PatchMVM(spec, weight_shape, stride, padding, dilation, groups)
     patches.kernel = tuple(weight_shape[2:])

@@ -14,6 +14,7 @@ The result has the input's dtype; the simulation runs in at least float32.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -138,13 +139,14 @@ def _simulate(
             y = y.to(x.dtype)
     else:
         mvm = geometry(spec, weight.shape, stride, padding, dilation, groups)
-        forward = kernels.forward
+        forward = gpu.forward if x.is_cuda else kernels.forward
+        exact: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if spec.physical:
             forward = physical.forward
-        elif x.is_cuda:
-            forward = gpu.forward
+            exact = gpu.exact_float32() if x.is_cuda else exact
         ranges = Ranges(input_range, adc_range)
-        y, mask = forward(mvm, batched, held, bias, ranges, spec, noise, want_mask)
+        with exact:
+            y, mask = forward(mvm, batched, held, bias, ranges, spec, noise, want_mask)
     y = y.contiguous(memory_format=layout)
     return (y.squeeze(0) if single else y), mask
 
@@ -315,6 +317,32 @@ def saving_backward_kernel(
     else:
         grad_x = (grad_x.squeeze(0) if single else grad_x).contiguous()
     return grad_x, x.new_empty(0) if grad_w is None else grad_w.contiguous()
+
+
+@_without_autocast
+@torch.no_grad()
+def range_gradient(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    input_range: Tensor,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    groups: int,
+    spec: str,
+    key: str,
+) -> Tensor:
+    """Gradient of learned input ranges, ``[R]``; operands as those of ``saving_backward``."""
+    settings = parse(spec)
+    single = weight.dim() > 2 and x.dim() == weight.dim() - 1
+    batched, batched_grad = (x.unsqueeze(0), grad.unsqueeze(0)) if single else (x, grad)
+    array = tiles.find(key)
+    held = tiles.stateless(weight, settings, groups) if array is None else array.as_used(weight)
+    mvm = geometry(settings, weight.shape, stride, padding, dilation, groups)
+    masks = mask if mask.numel() else None
+    return kernels.range_gradient(mvm, batched_grad, batched, held, masks, input_range, settings)
 
 
 def _fake_saving_backward(

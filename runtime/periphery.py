@@ -15,9 +15,9 @@ class Periphery:
         p (1 - v),    v = max(voltage_offset N(0, 1), 0)            drawn once for each column
         p k / (1 + n |p / A|),   n = |nonlinearity (1 + nonlinearity_spread N(0, 1))|
 
-    with A the range of the ADC and ``k = (1 + nonlinearity * calibrated_at)^2``, so that the slope is 1 where
-    ``|p / A| = calibrated_at``. Without an ADC, A is the number of rows of the tile. Draws are made when
-    the tiles are programmed.
+    with A the range of the ADC and ``k = (1 + nonlinearity * calibrated_at)^2``, so that the slope
+    is 1 where ``|p / A| = calibrated_at``. Without an ADC, A is the number of rows of the tile. The
+    chip's key makes the draws: writing a weight again leaves them.
 
     Source: the analog MVM of the IBM Analog Hardware Acceleration Kit (Rasch et al., AICAS 2021;
     its parameters ``v_offset_std``, ``out_nonlinearity``, ``out_nonlinearity_std`` and

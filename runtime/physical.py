@@ -10,8 +10,8 @@ rounding or errors. One computation over all weight slices s and pulses k of a r
 
 Digits stay integers through the GEMM, and every scale is folded into one factor for each sum. Read
 noise is exact for devices whose current fluctuates as a Gaussian, independently of each other: then
-a column's does, with the variance ``sum_j d_j^2 V_j``, one more GEMM. ``reference_physical`` has the
-same in loops.
+a column's does, with the variance ``sum_j d_j^2 V_j``, one more GEMM. ``reference_physical`` has
+the same in loops.
 """
 
 from __future__ import annotations
@@ -89,9 +89,35 @@ def forward(
     y = mvm.finish(y).to(x.dtype)
     mask = torch.stack(masks) if masks else None
     if isinstance(mvm, DenseMVM):
-        y = y.view(*lead, -1)
+        y = y.view(*lead, len(tiles.scale))
         mask = None if mask is None else mask.view(len(masks), *y.shape)
     return y, mask
+
+
+def sums(
+    mvm: Geometry, part: Tensor, stage: Stage, input_range: Tensor | None, block: int
+) -> Tensor:
+    """What the ADC of a row block converts, without noise and periphery: for calibration.
+
+    Args:
+        mvm: how inputs meet weights.
+        part: what the block takes of the input.
+        stage: of the programmed tiles.
+        input_range: ``[R]``; None if dynamic or without a DAC.
+        block: row block.
+
+    Returns:
+        ``[S, pulses, N, vectors]`` in units of a full-scale product.
+    """
+    one = _Block(mvm, stage, Ranges(input_range, None), None, block, False)
+    drive = one.drive(part, one.range(part), None)
+    p = mvm.multiply(drive.pulses, stage.weights[block], block)
+    p = p.unflatten(0, (len(drive.full), -1))
+    p.div_(p.new_tensor(drive.full).view(-1, *[1] * (p.dim() - 1)))
+    first = mvm.columns_first(p)
+    flat = first.reshape(stage.columns, len(p), -1)
+    split: Tensor = flat.unflatten(0, (stage.groups, stage.slices, -1))
+    return split.permute(1, 3, 0, 2, 4).flatten(2, 3)
 
 
 class _Block:
@@ -115,7 +141,7 @@ class _Block:
 
     def run(self, part: Tensor) -> tuple[Tensor, Tensor | float, Tensor | None]:
         """Sums in units of the input range, that range, and where nothing clipped."""
-        unit = self._range(part)
+        unit = self.range(part)
         sums, inside = self._pass(part, unit, self.key)
         if not self.spec.managed:
             return sums, unit, inside
@@ -123,7 +149,7 @@ class _Block:
         halve = self.spec.adc.bound_management == "iterative"
         for again in range(1, _HALVINGS + 1 if halve else 2):
             clipped = ~inside.all(-1, keepdim=True)
-            if not bool(clipped.any()):
+            if clipped.is_meta or not bool(clipped.any()):
                 break
             factor = 2.0**again if halve else self._worst()
             other, within = self._pass(part, unit * factor, _again(self.key, again))
@@ -136,7 +162,7 @@ class _Block:
         assert self.ranges.adc is not None, "an ADC has a range"
         return max(1.0, self.rows / float(self.ranges.adc[self.r].min()))
 
-    def _range(self, part: Tensor) -> Tensor | float:
+    def range(self, part: Tensor) -> Tensor | float:
         if self.spec.dac is None:
             return 1.0
         if self.spec.dynamic:
@@ -151,8 +177,8 @@ class _Block:
         rows = part.shape[0]
         size = rows
         if key is None and rows > 1:
-            sums = self.mvm.vectors(part) * self.stage.columns * self.slicing.pulses
-            size = max(1, _CHUNK * rows // max(sums, 1))
+            count = self.mvm.vectors(part) * self.stage.columns * self.slicing.pulses
+            size = max(1, _CHUNK * rows // max(count, 1))
         if size >= rows:
             return self._convert(part, unit, key)
         found = []
@@ -167,7 +193,7 @@ class _Block:
         self, part: Tensor, unit: Tensor | float, key: NoiseKey | None
     ) -> tuple[Tensor, Tensor | None]:
         mvm, stage, r = self.mvm, self.stage, self.r
-        drive = self._drive(part, unit, key)
+        drive = self.drive(part, unit, key)
         full = part.new_tensor(drive.full)[:, None]
         p = mvm.multiply(drive.pulses, stage.weights[r], r).unflatten(0, (len(full), -1))
         if stage.dac_offset is not None:
@@ -195,15 +221,14 @@ class _Block:
             y.sub_(mvm.repeat(total, stage.common[r] / drive.steps))
         return y, inside
 
-    def _drive(self, part: Tensor, unit: Tensor | float, key: NoiseKey | None) -> _Drive:
+    def drive(self, part: Tensor, unit: Tensor | float, key: NoiseKey | None) -> _Drive:
         dac, slicing = self.spec.dac, self.slicing
         noisy = self.variance is not None
         if dac is None:
             codes = part if isinstance(unit, float) and unit == 1.0 else part / unit
             return _Drive(codes, codes.square() if noisy else None, (1.0,), (1.0,), codes, 1.0)
         uniform = None
-        if dac.rounding == "stochastic":
-            assert key is not None, "random rounding has a key"
+        if dac.rounding == "stochastic" and key is not None:  # none while ranges are chosen
             uniform = _uniform(key, "dac", self.r, part)
         codes = quantise(part, torch.as_tensor(unit), dac, uniform)
         steps = dac.full_code
@@ -250,7 +275,7 @@ class _Block:
             return part.new_full((pulses, stage.columns), float(self.rows))
         span = self.ranges.adc[self.r].to(part)
         outputs = stage.columns // stage.slices
-        if self.slicing.ranges == "per-slice":
+        if self.slicing.ranges != "shared":
             span = span.movedim(1, 0)
             span = span if span.dim() == 3 else span[..., None]
         return stage.stack(span.expand(pulses, stage.slices, outputs))
@@ -285,7 +310,9 @@ class _Block:
             over = ((p > full) | (p < lowest)).any(0)
             inside = self.mvm.merge(over.to(p.dtype), stage.slices) == 0
         if stage.thresholds is not None:
-            find_codes(self.mvm.columns_first(p.sub_(lowest)), stage.thresholds[self.r])
+            table = stage.thresholds[self.r]
+            p.sub_(lowest)
+            find_codes(p if table.dim() == 1 else self.mvm.columns_first(p), table)
             p.add_(lowest)
             return inside
         half = 0.5 if adc.codes == "offset" else 0.0
@@ -314,4 +341,5 @@ def _uniform(key: NoiseKey, purpose: str, block: int, like: Tensor) -> Tensor:
     """Numbers in [0, 1), one for each element of ``like``."""
     own = NoiseKey(key.seed, f"{key.stream}/{purpose}", key.counter)
     normal = own.matrix(block, 1, like.numel(), like.dtype, like.device)
-    return torch.special.ndtr(normal).clamp_(max=1 - 2.0**-24).view(like.shape)
+    share: Tensor = torch.special.ndtr(normal)
+    return share.clamp_(max=1 - 2.0**-24).view(like.shape)

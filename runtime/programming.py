@@ -78,11 +78,13 @@ def state_at(
     targets, significances = slice_targets(weight, spec)
     signs = [_signs(target, spec) for target in targets]
     found = [
-        _slice_state(target * sign, spec, _key(key, s, targets), _key(chip, s, targets), seconds)
+        _slice_state(
+            _signed(target, sign), spec, _key(key, s, targets), _key(chip, s, targets), seconds
+        )
         for s, (target, sign) in enumerate(zip(targets, signs, strict=True))
     ]
     parts, variances = zip(*found, strict=True)
-    slices = tuple(part * sign for part, sign in zip(parts, signs, strict=True))
+    slices = tuple(_signed(part, sign) for part, sign in zip(parts, signs, strict=True))
     variance = variances if spec.device.reads_noisily else None
     return State(slices, significances, variance)
 
@@ -94,14 +96,16 @@ def slice_targets(weight: Tensor, spec: LayerSpec) -> tuple[tuple[Tensor, ...], 
     return spec.slicing.split(weight), spec.slicing.significances
 
 
-def _signs(target: Tensor, spec: LayerSpec) -> Tensor | float:
-    """-1 where a slice's column is written as its complement, ``[N, K]``; 1 if none is."""
+def _signs(target: Tensor, spec: LayerSpec) -> Tensor | None:
+    """-1 where a slice's column is written as its complement, ``[N, K]``; None if no slice is."""
     if spec.slicing is None or not spec.slicing.flip:
-        return 1.0
-    blocks = [
-        flips(target[:, a:b])[:, None].expand(-1, b - a) for a, b in spec.blocks
-    ]
+        return None
+    blocks = [flips(target[:, a:b])[:, None].expand(-1, b - a) for a, b in spec.blocks]
     return torch.cat(blocks, dim=1)
+
+
+def _signed(values: Tensor, signs: Tensor | None) -> Tensor:
+    return values if signs is None else values * signs
 
 
 def conductances_at(
@@ -112,7 +116,7 @@ def conductances_at(
     values, references, names = [], [], []
     for s, target in enumerate(targets):
         keys = _key(key, s, targets), _key(chip, s, targets)
-        written = target * _signs(target, spec)
+        written = _signed(target, _signs(target, spec))
         parts = [_Cells(*part, seconds) for part in _parts(written, spec, *keys)]
         values.append(torch.cat([cells.planes for cells in parts], dim=1))
         found = [cells.reference for cells in parts if cells.reference is not None]

@@ -30,11 +30,11 @@ class Digit:
     """Place of its lowest bit in the code."""
     bits: int
     signed: bool
-    """Two's complement: the first digit of a symmetric code."""
+    """Driven both ways: the first digit of a two's complement, if it has more than the sign."""
     full: float
     """Largest magnitude that it is driven with, in units of its lowest bit."""
     significance: float
-    """What a full-scale digit adds to a full-scale input of 1."""
+    """What a full-scale digit adds to a full-scale input of 1; below 0 for a bare sign bit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,10 @@ class Slicing:
     input_accumulation: Literal["digital", "analog"] = "digital"
     """``"digital"``: the ADC converts after each pulse. ``"analog"``: the charge of all pulses is
     added up with their significance and converted once."""
-    ranges: Literal["shared", "per-slice"] = "shared"
-    """ADC ranges: one for all slices and pulses, or one for each slice and pulse."""
+    ranges: Literal["shared", "per-slice", "per-pulse"] = "shared"
+    """ADC ranges: one for all slices and pulses, one for each slice, or one for each slice and
+    pulse. The last is worse where pulses are alike and subtracted, as those of a two's complement
+    are for small inputs: errors of one range cancel, those of two do not."""
     flip: bool = False
     """Offset coding: a column of digits whose sum is above half scale is written as its complement,
     so sums never pass half scale and the ADC saves a bit (Shafiee et al., ISCA 2016, section V)."""
@@ -88,12 +90,11 @@ class Slicing:
         for name, known in (
             ("coding", ("balanced", "offset")),
             ("input_accumulation", ("digital", "analog")),
-            ("ranges", ("shared", "per-slice")),
+            ("ranges", ("shared", "per-slice", "per-pulse")),
         ):
             if getattr(self, name) not in known:
                 raise InputError(
-                    f"Slicing.{name} must be one of {', '.join(known)}, "
-                    f"got {getattr(self, name)!r}"
+                    f"Slicing.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
                 )
         if not isinstance(self.flip, bool):
             raise InputError(f"Slicing.flip must be a bool, got {self.flip!r}")
@@ -113,7 +114,7 @@ class Slicing:
 
     @property
     def significances(self) -> tuple[float, ...]:
-        """c_s: what a full-scale digit of each slice adds to a full-scale weight; their sum is 1."""
+        """c_s: what a full-scale digit of each slice adds to a full-scale weight; they sum to 1."""
         if self.weight_bits is None:
             return (1.0,)
         total, place = (1 << sum(self.weight_bits)) - 1, sum(self.weight_bits)
@@ -150,17 +151,33 @@ class Slicing:
         found, place = [], sum(self.input_bits)
         for i, bits in enumerate(self.input_bits):
             place -= bits
-            signed = i == 0 and dac.codes == "symmetric"
+            first = i == 0 and dac.codes == "symmetric"
+            signed = first and bits > 1
             full = float((1 << bits) - 1)
             if dac.codes == "offset":
                 full /= 2
             elif signed:
                 full = float(1 << (bits - 1))
-            found.append(Digit(place, bits, signed, full, full * (1 << place) / dac.full_code))
+            significance = full * (1 << place) / dac.full_code
+            # A sign bit of its own is driven as any other, and its sums are subtracted.
+            significance = -significance if first and not signed else significance
+            found.append(Digit(place, bits, signed, full, significance))
         return tuple(found)
 
-    def check(self, dac: Converter | None) -> None:
-        """InputError unless the pulses make up the codes of ``dac``."""
+    def check(self, dac: Converter | None, adc: Converter | None = None) -> None:
+        """InputError unless the pulses make up the codes of ``dac`` and ``adc`` suits the sums."""
+        if adc is not None and adc.codes == "unsigned":
+            bare = (
+                dac is not None and dac.codes == "symmetric" and (self.input_bits or (0,))[0] == 1
+            )
+            bare = bare and self.input_accumulation == "digital"
+            positive = bare or (dac is not None and dac.codes == "unsigned")
+            if not positive or self.coding != "offset":
+                raise InputError(
+                    "Target.adc: codes='unsigned' makes 0 of a negative sum",
+                    fix="coding='offset', and inputs driven one way: a DAC with codes='unsigned', "
+                    "or input_bits that begin with 1 and digital accumulation",
+                )
         if self.input_bits is None:
             return
         if dac is None:
@@ -181,8 +198,9 @@ def flips(digits: Tensor) -> Tensor:
 def pulses_of(codes: Tensor, digits: tuple[Digit, ...], dac: Converter) -> Tensor:
     """Digits ``[pulses, *codes.shape]`` of integer codes, as floats in units of their lowest bit.
 
-    ``sum_k 2^shift_k digit_k = codes``. Digits of an offset code are driven from
-    ``-(2^b - 1) / 2`` to ``(2^b - 1) / 2``, so that nothing has to be subtracted.
+    ``sum_k digit_k / full_k * significance_k`` is the code over the DAC's ``full_code``. Digits of
+    an offset code are driven from ``-(2^b - 1) / 2`` to ``(2^b - 1) / 2``, so that nothing has to
+    be subtracted.
     """
     out = codes.new_empty(len(digits), *codes.shape)
     if dac.codes == "sign-magnitude":

@@ -110,11 +110,13 @@ class LayerSpec:
     def adc_shape(self, columns: int) -> tuple[int, ...]:
         """Shape of the ADC ranges of a layer of N ``columns``.
 
-        ``[R]``, ``[R, N]`` by column, ``[R, S, pulses]`` by slice, ``[R, S, pulses, N]`` by both.
+        ``[R]``, ``[R, N]`` by column, ``[R, S, 1]`` by slice, ``[R, S, pulses]`` by pulse, and the
+        last two with N at the end by column, too.
         """
         shape: tuple[int, ...] = (len(self.blocks),)
-        if self.slicing is not None and self.slicing.ranges == "per-slice":
-            shape = (*shape, self.slicing.slices, self.slicing.pulses)
+        if self.slicing is not None and self.slicing.ranges != "shared":
+            pulses = self.slicing.pulses if self.slicing.ranges == "per-pulse" else 1
+            shape = (*shape, self.slicing.slices, pulses)
         if self.adc is not None and self.adc.per_column:
             shape = (*shape, columns)
         return shape

@@ -25,7 +25,7 @@ WHOLE = Slicing()
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Tuples have an item for each row block. C = S N columns, in the order group, slice, output."""
+    """Tuples have an item for each row block. C = S N columns in the order group, slice, output."""
 
     spec: LayerSpec
     groups: int
@@ -63,18 +63,32 @@ class Stage:
 def stage_of(tiles: Programmed, spec: LayerSpec, groups: int) -> Stage:
     """Stage of ``tiles``, kept with them."""
     kept = tiles.prepared
-    if isinstance(kept, Stage) and kept.groups == groups and (kept.spec is spec or kept.spec == spec):
+    if (
+        isinstance(kept, Stage)
+        and kept.groups == groups
+        and (kept.spec is spec or kept.spec == spec)
+    ):
         return kept
     with torch.no_grad():
         tiles.prepared = made = _make(tiles, spec, groups)
+        if tiles.slices is not None and groups == 1 and _are_slices(spec):
+            # The same memory: slices are runs of columns.
+            runs = [block.unflatten(0, (made.slices, -1)) for block in made.weights]
+            tiles.slices = tuple(tuple(run[s] for run in runs) for s in range(made.slices))
     return made
+
+
+def _are_slices(spec: LayerSpec) -> bool:
+    """Whether the columns of a stage are the slices as they were programmed."""
+    balanced = (spec.slicing or WHOLE).coding == "balanced"
+    return balanced and (spec.dac is None or spec.dac.gain_error == 0)
 
 
 def stacked(values: Tensor, groups: int) -> Tensor:
     """``[..., S, N]`` as ``[..., C]`` in the order group, slice, output."""
     if values.shape[-2] == 1:
         return values.flatten(-2)
-    split = values.unflatten(-1, (groups, -1))
+    split: Tensor = values.unflatten(-1, (groups, -1))
     return split.transpose(-3, -2).flatten(-3)
 
 
@@ -96,7 +110,9 @@ def _make(tiles: Programmed, spec: LayerSpec, groups: int) -> Stage:
     outputs, count = like.shape[0], len(blocks)
     kernel = like.shape[2:]
     inputs = spec.rows[-1]
-    shape = torch.Size([outputs, inputs // kernel.numel(), *kernel] if kernel else [outputs, inputs])
+    shape = torch.Size(
+        [outputs, inputs // kernel.numel(), *kernel] if kernel else [outputs, inputs]
+    )
     per_group = max(outputs // groups, 1)
     draw = _Draws(tiles.chip, spec, outputs, like)
     scale = like.new_tensor(slicing.significances)[:, None].expand(slicing.slices, outputs)
@@ -203,9 +219,15 @@ class _Draws:
         """``[C]`` for each row block, alike where columns share a converter."""
         owner = self._owners()
         return tuple(
-            stacked(of(self._normal(purpose, r, 1, int(owner.max()) + 1)[0])[owner], groups)
+            stacked(of(self._normal(purpose, r, 1, self._count())[0])[owner], groups)
             for r in range(len(self.spec.blocks))
         )
+
+    def _count(self) -> int:
+        """Converters of a row block."""
+        assert self.spec.adc is not None, "an ADC is shared"
+        slices = (self.spec.slicing or WHOLE).slices
+        return -(-self.outputs * slices // self.spec.adc.shared_by)
 
     def _owners(self) -> Tensor:
         """Converter of each column, ``[S, N]``; the slices of one weight are adjacent."""
@@ -225,6 +247,6 @@ class _Draws:
         owner = self._owners()
         order = stacked(owner, groups)
         return tuple(
-            sar_thresholds(adc, self._normal("sar", r, int(owner.max()) + 1, adc.bits))[order]
+            sar_thresholds(adc, self._normal("sar", r, self._count(), adc.bits))[order]
             for r in blocks
         )

@@ -154,8 +154,7 @@ class Target:
                 f"got {self.compensation!r}"
             )
 
-        if self.slicing is not None:
-            self.slicing.check(self.dac)
+        (self.slicing or Slicing()).check(self.dac, self.adc)
         if self.tile.cols < self.columns_per_weight:
             raise InputError(
                 f"Target.tile.cols={self.tile.cols} cannot hold a weight of "

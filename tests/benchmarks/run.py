@@ -29,6 +29,7 @@ SECTIONS = {
     "sync": "sync",
     "wires": "wires",
     "peers": "peers",
+    "physics": "physics",
 }
 """Each section is the function of its name in that module."""
 
