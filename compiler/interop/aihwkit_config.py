@@ -21,16 +21,19 @@ from ...runtime.periphery import Periphery
 from ...runtime.target import Compensation, Target, TileSpec
 from ...runtime.wires import Wires
 from .aihwkit_devices import device_and_cell
+from .aihwkit_names import (
+    BOUNDS,
+    CLIPS,
+    IO,
+    MANAGEMENT,
+    PASSES,
+    RANGES,
+    READS,
+    TRAINING,
+)
 from .notes import How, InteropWarning, Note
 from .settings import CLASS, Settings, plain
 
-_MANAGEMENT = ("none", "absmax", "absmaxnpsum", "max", "constant", "averageabsmax")
-_BOUNDS = ("none", "iterative", "iterativeworstcase", "shift")
-_PASSES = (
-    "ideal", "onepass", "posnegseparate", "posnegseparatedigitalsum", "splitmode", "bitwise",
-)  # fmt: skip
-_CLIPS = ("none", "fixedvalue", "layergaussian", "averagechannelmax")
-_READS = ("none", "additiveconstant", "pcmread")
 _COMPENSATIONS: dict[str, Compensation] = {
     "GlobalDriftCompensationWithExactReference": "exact",
     "GlobalDriftCompensation": "global",
@@ -150,17 +153,17 @@ class _Translation:
             "dac": None,
             "adc": None,
         }
-        mode = self.forward.word("mv_type", "ONE_PASS", _PASSES)
+        mode = self.forward.word("mv_type", "ONE_PASS", PASSES)
         processing = self.config.part("pre_post")
         digits = processing.part("periph_quant")
         if digits.number("n_bits", 0) > 0:
             self.say(digits.path, "dropped", "digital scales and biases are not quantised")
         digits.ignore("symmetric", "learn_quant_params", "init_learning_after")
         learned = processing.part("input_range")
-        learned.ignore(*_RANGES)
+        learned.ignore(*RANGES)
         enabled = learned.flag("enable", False)
         if self.forward.flag("is_perfect", False) or mode == "ideal":
-            self.forward.ignore(*_IO)
+            self.forward.ignore(*IO)
             if enabled:
                 self.say(learned.path, "dropped", "an ideal forward pass clips no inputs")
             learned.ignore("init_value", "init_from_data", "learn_input_range")
@@ -215,7 +218,7 @@ class _Translation:
             kind = given.raw("type", default)
             if str(kind).rpartition(".")[2].lower() != default:
                 self.say(f"{part}.type", "dropped", f"{kind}: it changes weights while training")
-            given.ignore(*_TRAINING)
+            given.ignore(*TRAINING)
         for part in ("backward", "update"):
             given = self.config.raw(part)
             if part == "backward" and isinstance(given, dict) and not given.get("is_perfect", True):
@@ -251,7 +254,7 @@ class _Translation:
 
     def _clip(self, omega: float) -> WeightClip | None:
         given = self.config.part("clip")
-        kind = given.word("type", "NONE", _CLIPS)
+        kind = given.word("type", "NONE", CLIPS)
         fixed, sigma = given.number("fixed_value", -1.0), given.number("sigma", 2.5)
         if kind == "none":
             return None
@@ -270,7 +273,7 @@ class _Translation:
     def _dac(self, learned: Settings, enabled: bool) -> tuple[Converter | None, float]:
         """The DAC, and the tile input in aihwkit's units that its full scale stands for."""
         forward = self.forward
-        managed = forward.word("noise_management", "ABS_MAX", _MANAGEMENT)
+        managed = forward.word("noise_management", "ABS_MAX", MANAGEMENT)
         bound, most = forward.number("inp_bound", 1.0), forward.number("nm_thres", 0.0)
         rounding = _rounding(forward.flag("inp_sto_round", False))
         bits = self._bits("inp_res", 1 / (2**7 - 2))
@@ -316,7 +319,7 @@ class _Translation:
         bound = forward.number("out_bound", 12.0)
         bits = self._bits("out_res", 1 / (2**9 - 2))
         rounding = _rounding(forward.flag("out_sto_round", False))
-        managed = forward.word("bound_management", "ITERATIVE", _BOUNDS)
+        managed = forward.word("bound_management", "ITERATIVE", BOUNDS)
         factor, finest = forward.number("max_bm_factor", 1000), forward.number("max_bm_res", 0.25)
         forward.ignore("bm_test_negative_bound")
         if bound <= 0 or not math.isfinite(bound):
@@ -354,7 +357,7 @@ class _Translation:
         return bits
 
     def _read_noise(self, device: Device, cell: Cell, omega: float) -> tuple[Device, Cell]:
-        kind = self.forward.word("w_noise_type", "NONE", _READS)
+        kind = self.forward.word("w_noise_type", "NONE", READS)
         sigma = self.forward.number("w_noise", 0.0) / omega
         if sigma <= 0 or kind == "none":
             return device, cell
@@ -441,25 +444,3 @@ class _Translation:
 
 def _rounding(random: bool) -> Literal["nearest", "stochastic"]:
     return "stochastic" if random else "nearest"
-
-
-_IO = (
-    "inp_bound", "inp_noise", "inp_res", "inp_sto_round", "inp_asymmetry", "out_bound", "out_noise",
-    "out_noise_std", "out_res", "out_sto_round", "out_scale", "out_asymmetry", "bound_management",
-    "noise_management", "w_noise", "w_noise_type", "ir_drop", "ir_drop_g_ratio", "ir_drop_rs",
-    "ir_drop_segments", "ir_drop_time_step_resolution_scale", "ir_drop_v_read", "adc_quantization",
-    "ir_drop_integration_sum", "split_mode_bit_shift", "apply_xdep_pcm_read_noise", "adc_frequency",
-    "xdep_pcm_read_noise_scale", "out_nonlinearity", "out_nonlinearity_std", "slope_calibration",
-    "v_offset_std", "v_offset_w_min", "r_series", "w_read_asymmetry_dtod", "max_bm_factor",
-    "max_bm_res", "bm_test_negative_bound", "nm_thres",
-)  # fmt: skip
-_RANGES = (
-    "init_std_alpha", "decay", "input_min_percentage", "manage_output_clipping",
-    "output_min_percentage", "gradient_scale", "gradient_relative", "calibration_info",
-)  # fmt: skip
-_TRAINING = (
-    "std_dev", "per_batch_sample", "res", "sto_round", "dorefa_clip", "pdrop", "enable_during_test",
-    "rel_to_actual_wmax", "assumed_wmax", "copy_last_column", "coeffs", "g_max", "pcm_zero_thres",
-    "pcm_t_inference", "pcm_prob_at_reset", "pcm_prob_at_gmax", "pcm_prob_at_random", "pcm_t0",
-    "remapped_wmax", "max_scale_range", "max_scale_ref",
-)  # fmt: skip
