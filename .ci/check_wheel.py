@@ -11,7 +11,9 @@ from pathlib import Path
 def main(wheel: str) -> int:
     """Return 0 if the wheel is complete."""
     root = Path(__file__).resolve().parent.parent
-    wanted = {"analogc/py.typed"} | {f"analogc/{p.name}" for p in (root / "analogc").glob("*.py")}
+    wanted = {"analogc/py.typed"}
+    for folder in ("analogc", "analogc/interop"):
+        wanted |= {f"{folder}/{p.name}" for p in (root / folder).glob("*.py")}
     for room in ("compiler", "passes", "runtime"):
         for kind in ("*.py", "html/*.css", "html/*.js"):
             wanted |= {f"analogc/{p.relative_to(root)}" for p in (root / room).rglob(kind)}

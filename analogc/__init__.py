@@ -6,7 +6,7 @@ print(compiled)             # the graph, with shapes and tiles
 print(compiled.coverage)    # what went analog, and why the rest did not
 """
 
-from . import devices, errors, targets
+from . import devices, errors, interop, targets
 from .compiler.archive import load
 from .compiler.attach import Attached, attach
 from .compiler.compile import compile, compiled_models
@@ -22,8 +22,11 @@ from .runtime.clip import WeightClip
 from .runtime.converters import Converter
 from .runtime.devices import Cell, GaussianDevice, IdealDevice
 from .runtime.mapping import TileMapping
+from .runtime.periphery import Periphery
+from .runtime.slicing import Slicing
 from .runtime.sqnr import ConverterRangeWarning
 from .runtime.target import Calibration, Target, TileSpec
+from .runtime.wires import WireResistanceWarning, Wires
 
 __version__ = "0.1.0"
 
@@ -41,11 +44,15 @@ __all__ = [
     "GaussianDevice",
     "IdealDevice",
     "LayerInfo",
+    "Periphery",
+    "Slicing",
     "SymbolicTrace",
     "Target",
     "TileMapping",
     "TileSpec",
     "WeightClip",
+    "WireResistanceWarning",
+    "Wires",
     "attach",
     "compile",
     "compiled_models",
@@ -53,6 +60,7 @@ __all__ = [
     "diff",
     "errors",
     "evaluate",
+    "interop",
     "load",
     "targets",
 ]

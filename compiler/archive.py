@@ -311,11 +311,14 @@ def _rebuild(
 
 def _check_ranges(node: fx.Node, mapping: TileMapping) -> None:
     spec = parse(str(node.args[-2]))
-    rows, columns = len(spec.blocks), mapping.weight_shape[0]
-    given = (spec.dac is not None and not spec.dynamic, spec.adc is not None)
-    for wanted, arg in zip(given, node.args[3:5], strict=True):
+    has_input = spec.dac is not None and not spec.dynamic
+    wanted = (
+        (len(spec.blocks),) if has_input else None,
+        spec.adc_shape(mapping.weight_shape[0]) if spec.adc is not None else None,
+    )
+    for right, arg in zip(wanted, node.args[3:5], strict=True):
         shape = tuple(arg.meta["val"].shape) if isinstance(arg, fx.Node) else None
-        if shape not in ([(rows,), (rows, columns)] if wanted else [None]):
+        if shape != right:
             raise FormatError(f"node %{node.name} has converter ranges of shape {shape}")
 
 
@@ -406,6 +409,8 @@ def _fill(
         value = tensors[names[0]].to(device)
         if entry["kind"] == "parameter":
             value = nn.Parameter(value, requires_grad=bool(entry["requires_grad"]))
+        elif own and value.is_floating_point():
+            value.requires_grad_(bool(entry["requires_grad"]))  # a learned range
         for name in names:
             prefix, _, last = name.rpartition(".")
             module = root.get_submodule(prefix)

@@ -148,9 +148,9 @@ def _drop_unmapped(graph: fx.Graph) -> None:
 
 
 def fixed_ranges(graph: fx.Graph, target: Target) -> Iterator[RangeUse]:
-    """The layers whose ADC has a range that was set, not calibrated."""
+    """The layers whose ADC has a range that was set, not calibrated, for sums of whole weights."""
     adc = target.adc
-    if adc is None or adc.range in ("calibrated", "dynamic"):
+    if adc is None or adc.range in ("calibrated", "dynamic") or target.slicing is not None:
         return
     for node in graph.nodes:
         mapping = node.meta.get(META)

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..runtime.calibrate import with_progress, without_bars
 from ..runtime.converters import is_number
 from ..runtime.errors import InputError
+from ..runtime.progress import with_progress, without_bars
 from .evaluation import EvaluationResult, EvaluationRow, time_text
 from .model import CompiledModel
 
@@ -109,6 +109,8 @@ def _measure(
 
 def _program(model: CompiledModel, seed: int) -> None:
     torch.manual_seed(seed)
+    for array in model._ctx.arrays.values():
+        array.chip = None
     model.program(seed)
 
 

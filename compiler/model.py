@@ -394,6 +394,16 @@ class CompiledModel(Pictured):
             self.__dict__["_data"] = data = data if isinstance(data, Sequence) else list(data)
         return self._calibrate(self._data if data is None else data, how, only_missing=False)
 
+    def learned_ranges(self) -> dict[str, torch.Tensor]:
+        """Input ranges of ``Converter(learned=True)``, ``[R]`` of each layer: leaves to be trained.
+
+        Give them to an optimizer beside the parameters: ``SGD([*compiled.parameters(),
+        *compiled.learned_ranges().values()], lr)``. Their gradient comes from the inputs that clip,
+        and lets a range shrink while hardly any do. They are no parameters and not in the state
+        dict, whose keys are the digital model's; ``save`` keeps them.
+        """
+        return self._root.get_submodule(f"{HOME}.ranges").learned()  # type: ignore[operator, no-any-return]
+
     def _has_examples(self) -> bool:
         source = self._source
         return source is not None and is_real((source.args, source.kwargs))

@@ -1,8 +1,9 @@
 """Cut every selected weight into tiles and give the tiles their numbers.
 
 K (inputs) is cut into row blocks of at most ``tile.rows``, N (outputs) into column blocks of at
-most the tile's logical columns. Each group of a conv is an array of its own. One weight that is
-used at several places has one array, and one set of tiles.
+most the columns of a tile over those of a weight, whose bit slices are side by side. Each group of
+a conv is an array of its own. One weight that is used at several places has one array, and one set
+of tiles.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class MapTiles(Pass):
         outputs = shape[0] // info.groups
         full = self.split == "full"
         rows = row_bounds(inputs, taps, tile.rows, full)
-        cols = bounds(outputs, tile.logical_cols, full)
+        columns_per_weight = ctx.target.columns_per_weight
+        cols = bounds(outputs, tile.cols // columns_per_weight, full)
         if record.array not in ctx.first_tile:
             ctx.first_tile[record.array] = ctx.tiles
             ctx.tiles += info.groups * (len(rows) - 1) * (len(cols) - 1)
@@ -57,7 +59,7 @@ class MapTiles(Pass):
             first_tile=ctx.first_tile[record.array],
             tile_rows=tile.rows,
             tile_cols=tile.cols,
-            columns_per_weight=tile.columns_per_weight,
+            columns_per_weight=columns_per_weight,
             weight_shape=info.weight_shape,
             macs=info.macs,
             module=info.module,

@@ -15,7 +15,7 @@ from .spec import LayerSpec
 from .tiles import Programmed
 
 KernelName = Literal[
-    "digital", "native-int16", "native-float32", "torch", "none",
+    "digital", "native-int16", "native-float32", "torch", "physical", "none",
     "cuda-int8", "cuda-integer", "cuda-tf32", "cuda-float32",
 ]  # fmt: skip
 _GEMMS: dict[GemmFormat, tuple[KernelName, str]] = {
@@ -35,9 +35,10 @@ class Kernel:
 
     name: KernelName
     """``digital``: torch's own operator. ``native-int16``, ``native-float32``: the C++ library, by
-    how it holds the weight. ``torch``: the reference path. ``cuda-*``: torch's GEMMs and our CuPy
-    kernels, by the form in which GEMMs take the weight (``gpu_weights``). ``none``: the layer has
-    no memory yet (meta device)."""
+    how it holds the weight. ``torch``: the reference path. ``physical``: torch operations, for what
+    the plain kernels do not have. ``cuda-*``: torch's GEMMs and our CuPy kernels, by the form in
+    which GEMMs take the weight (``gpu_weights``). ``none``: the layer has no memory yet (meta
+    device)."""
     why: str
 
 
@@ -47,6 +48,8 @@ def kernel_of(weight: Tensor, spec: LayerSpec, held: Programmed | None, groups: 
         return Kernel("digital", "ideal tiles: nothing to simulate")
     if held is None or weight.is_meta:
         return Kernel("none", "the weight has no memory: nothing is programmed")
+    if spec.physical:
+        return Kernel("physical", _why_physical(spec))
     if weight.is_cuda:
         return _on_cuda(held, spec)
     if weight.dtype == torch.float64:
@@ -69,6 +72,21 @@ def _on_cuda(held: Programmed, spec: LayerSpec) -> Kernel:
     if cuda_kernels.kernels_for(held.scale.device) is None:
         return Kernel("torch", "CuPy or its driver is missing: pip install 'analogc[cuda]'")
     return Kernel(*_GEMMS[format_of(held, spec)])
+
+
+def _why_physical(spec: LayerSpec) -> str:
+    found = []
+    if (slicing := spec.slicing) is not None:
+        pulses = 1 if slicing.input_bits is None else len(slicing.input_bits)
+        found.append(f"{slicing.slices} weight slice(s), {pulses} input pulse(s)")
+    for name, converter in (("DAC", spec.dac), ("ADC", spec.adc)):
+        if converter is not None and not converter.is_plain:
+            found.append(f"{name} {converter.describe()}")
+    if spec.periphery is not None:
+        found.append("periphery")
+    if spec.device.reads_noisily:
+        found.append("read noise")
+    return ", ".join(found)
 
 
 def _why_plain() -> str:

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
-import operator
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextvars import ContextVar
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -24,14 +19,13 @@ from .mapping import TileMapping
 from .mvm import Geometry, geometry
 from .noise import NoiseKey
 from .ops import NAMES, digital
+from .progress import with_progress
 from .regions import kept_modes, plain_precision
+from .sampled import SampledSums
 from .spec import LayerSpec, parse
 from .standin import resolve
 from .target import Calibration
 
-_MOMENT = 1.0
-"""Seconds after which a progress bar is worth showing."""
-_BARS: ContextVar[bool] = ContextVar("analogc_bars", default=True)
 _OPS = {getattr(torch.ops.analogc, name).default: name for name in NAMES}
 
 
@@ -43,10 +37,15 @@ class _Observer:
         self.spec = spec
         between = ((), (), (), 1) if weight.dim() == 2 else args[5:9]
         self.mvm: Geometry = geometry(spec, weight.shape, *between)
-        exact = dataclasses.replace(spec, device=IdealDevice())
+        # Ranges allow for IR drop; its first-order form takes no time.
+        wires = spec.wires and dataclasses.replace(spec.wires, method="first-order")
+        exact = dataclasses.replace(spec, device=IdealDevice(), wires=wires)
         self.tiles = tiles.program(resolve(weight), exact, NoiseKey(0, "", 0))
         blocks, device = len(spec.blocks), weight.device
         self.inputs = Histogram(blocks, device)
+        self.sampled = None
+        if spec.physical and spec.adc is not None and spec.adc.range == "calibrated":
+            self.sampled = SampledSums(exact, self.mvm, self.tiles)
         per_column = spec.adc is not None and spec.adc.per_column
         self.series = weight.shape[0] if per_column else 1
         self.sums = Histogram(blocks * self.series, device, 256 if per_column else 2048)
@@ -56,11 +55,13 @@ class _Observer:
         x = x.to(self.tiles.scale.dtype)
         if dims > 2 and x.dim() == dims - 1:
             x = x.unsqueeze(0)
+        if self.sampled is not None:
+            self.sampled.add(x)
         inputs, sums = [], []
         for r, weight in enumerate(self.tiles.blocks):
             part = self.mvm.take(x, r)
             inputs.append(part)
-            if self.spec.adc is None or self.spec.adc.range != "calibrated":
+            if self.spec.physical or self.spec.adc is None or self.spec.adc.range != "calibrated":
                 continue
             if self.spec.dynamic:
                 part = part / self.mvm.peak(part)
@@ -69,9 +70,17 @@ class _Observer:
             sums.append(p.movedim(column, 0).reshape(self.series, -1))
         if self.spec.dac is not None and self.spec.dac.range == "calibrated":
             for r, part in enumerate(inputs):
+                if self.spec.dac.codes == "unsigned":
+                    part = part.clamp(min=0)
                 _add_one(self.inputs, r, part.reshape(1, -1))
         if sums:
             self.sums.add(torch.cat(sums))
+
+    @property
+    def finite(self) -> bool:
+        """Whether all values were."""
+        sampled = self.sampled is None or self.sampled.finite
+        return self.inputs.finite and self.sums.finite and sampled
 
     def choose(
         self, how: Calibration, input_range: Tensor | None, adc_range: Tensor | None
@@ -81,14 +90,17 @@ class _Observer:
         dac, adc = self.spec.dac, self.spec.adc
         if dac is not None and dac.range == "calibrated":
             assert input_range is not None, "a calibrated DAC has a range buffer"
-            found = self.inputs.choose(how, dac.levels)
+            found = self.inputs.choose(how, dac.full_code)
             alive &= bool((found > 0).all())
             input_range.copy_(torch.where(found > 0, found, torch.ones_like(found)))
         if adc is not None and adc.range == "calibrated":
             assert adc_range is not None, "a calibrated ADC has a range buffer"
-            found = self.sums.choose(how, adc.levels, self.series)
+            if self.sampled is not None:
+                found = self.sampled.choose(how, input_range, adc_range.shape)
+            else:
+                found = self.sums.choose(how, adc.levels, self.series)
             found = found.view(adc_range.shape).to(adc_range.dtype)
-            if input_range is not None:
+            if input_range is not None and self.sampled is None:
                 found = found / (input_range[:, None] if found.dim() == 2 else input_range)
             # A column that never saw a signal converts zero, whatever its range.
             adc_range.copy_(torch.where(found > 0, found, torch.ones_like(found)))
@@ -219,7 +231,7 @@ def choose_ranges(observations: Iterable[Observation], how: Calibration) -> None
                 ranges = [_buffer(seen.root, node.args[i]) for i in (3, 4)]
                 if not observer.choose(how, ranges[0], ranges[1]):
                     silent.append(mapping.layer)
-                if not (observer.inputs.finite and observer.sums.finite):
+                if not observer.finite:
                     broken.append(mapping.layer)
     if broken:
         warnings.warn(
@@ -254,36 +266,3 @@ def _buffer(root: torch.nn.Module, node: Any) -> Tensor | None:
         return None
     value: Tensor = root.get_buffer(node.target)
     return value
-
-
-@contextlib.contextmanager
-def without_bars() -> Iterator[None]:
-    """For a caller that shows progress of its own: a terminal has room for one bar."""
-    token = _BARS.set(False)
-    try:
-        yield
-    finally:
-        _BARS.reset(token)
-
-
-def with_progress(items: Iterable[Any], what: str) -> Iterator[Any]:
-    """Pass ``items`` on, with a progress bar on a terminal if it takes longer than a moment."""
-    total = operator.length_hint(items) or None
-    rest, done = iter(items), 0
-    patience = _MOMENT if _BARS.get() and sys.stderr.isatty() else math.inf
-    start = perf_counter()
-    for item in rest:
-        yield item
-        done += 1
-        if perf_counter() - start > patience:
-            break
-    else:
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total, completed=done)
-        for item in rest:
-            yield item
-            bar.advance(task)

@@ -17,7 +17,7 @@ from . import ops
 from .alone import is_alone
 
 
-def _is_alone(x: Any, weight: Any, bias: Any) -> bool:
+def _is_alone(x: Any, weight: Any, bias: Any, input_range: Any) -> bool:
     if not is_alone(x, weight, bias):
         return False
     if weight.is_meta and x.is_meta:
@@ -25,7 +25,10 @@ def _is_alone(x: Any, weight: Any, bias: Any) -> bool:
     if not torch.is_grad_enabled():
         return True
     return not (
-        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+        x.requires_grad
+        or weight.requires_grad
+        or (bias is not None and bias.requires_grad)
+        or (input_range is not None and input_range.requires_grad)
     )
 
 
@@ -33,7 +36,7 @@ def _make(name: str, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
     op = getattr(torch.ops.analogc, name).default
 
     def call(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
-        if torch.compiler.is_compiling() or not _is_alone(x, weight, bias):
+        if torch.compiler.is_compiling() or not _is_alone(x, weight, bias, rest[0]):
             return cast(Tensor, op(x, weight, bias, *rest))
         return kernel(x, weight, bias, *rest)
 

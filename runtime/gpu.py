@@ -67,7 +67,7 @@ def forward(
 
 
 @contextmanager
-def _precision(name: Literal["ieee", "tf32"]) -> Iterator[None]:
+def precision(name: Literal["ieee", "tf32"]) -> Iterator[None]:
     """What torch multiplies float32 numbers in."""
     places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
     before = [place.fp32_precision for place in places]
@@ -133,11 +133,11 @@ def _convolve(mvm: ConvMVM, codes: Tensor, weight: Tensor, block: int, short: bo
     """
     sizes = (codes.device, codes.shape, codes.stride(), weight.shape, block, *mvm.sizes)
     known = _EXACT.get(sizes) if short else False
-    with _precision("tf32" if known else "ieee"):
+    with precision("tf32" if known else "ieee"):
         sums = mvm.multiply(codes, weight, block)
     capturing = codes.is_cuda and torch.cuda.is_current_stream_capturing()
     if known is None and not capturing:  # a graph that is being captured cannot wait for an answer
-        with _precision("tf32"):
+        with precision("tf32"):
             worst = (mvm.multiply(codes, weight, block) - sums).abs().max()
         if bool(worst.isfinite()):  # inputs that are not tell nothing
             _EXACT[sizes] = bool(worst <= _NEAR * sums.abs().max())
@@ -214,7 +214,7 @@ class _Layer:
                 codes[padded * a : padded * b].view(padded, b - a)
                 for a, b in itertools.pairwise(held.starts)
             ]
-        with _precision("tf32" if held.high else "ieee"):
+        with precision("tf32" if held.high else "ieee"):
             for part, weight, out in zip(parts, held.weights, sums, strict=True):
                 if integer:
                     torch._int_mm(part, weight, out=out)

@@ -24,10 +24,14 @@ class Histogram:
         self.peak = torch.zeros(series, dtype=torch.float64, device=device)
         self.finite = True
 
-    def add(self, values: Tensor) -> None:
+    def add(self, values: Tensor, weights: Tensor | None = None) -> None:
         """Count ``values`` ``[series, M]``; of very many, an even sample (the peak is exact).
 
         Values that are not finite count as zero; ``finite`` tells whether there were any.
+
+        Args:
+            values: ``[series, M]``.
+            weights: ``[M]``, how much the squared error of each matters; None: all the same.
         """
         if values.shape[1] == 0:
             return
@@ -42,7 +46,9 @@ class Histogram:
         size = size[:, ::step]
         index = (size * (self.bins / self.limit[:, None])).long().clamp_(max=self.bins - 1)
         index += torch.arange(len(index), device=index.device)[:, None] * self.bins
-        found = torch.bincount(index.flatten(), minlength=self.counts.numel())
+        if weights is not None:
+            weights = weights[::step].to(torch.float64).expand_as(size).flatten()
+        found = torch.bincount(index.flatten(), weights, minlength=self.counts.numel())
         self.counts += found.view_as(self.counts)
 
     def _grow(self, peak: Tensor) -> None:
@@ -55,7 +61,7 @@ class Histogram:
             self.counts = torch.where(low[:, None], wider, self.counts)
             self.limit = torch.where(low, self.limit * 2, self.limit)
 
-    def choose(self, how: Calibration, levels: int, family: int = 1) -> Tensor:
+    def choose(self, how: Calibration, levels: float, family: int = 1) -> Tensor:
         """Range of each series for a converter of ``levels`` steps a side; 0 where all is zero.
 
         Args:
@@ -81,7 +87,7 @@ class Histogram:
         own = number / (number + _PRIOR)
         return own * found + (1 - own) * torch.maximum(found, usual)
 
-    def _choose(self, how: Calibration, levels: int) -> Tensor:
+    def _choose(self, how: Calibration, levels: float) -> Tensor:
         if how.method == "absmax":
             return self.peak
         width = self.limit.clamp_min(1e-30)[:, None] / self.bins  # none may have been counted
@@ -92,7 +98,7 @@ class Histogram:
             return torch.minimum(found, self.peak)
         return torch.where(self.peak > 0, self._least_error(width, levels), self.peak)
 
-    def _least_error(self, width: Tensor, levels: int) -> Tensor:
+    def _least_error(self, width: Tensor, levels: float) -> Tensor:
         steps = torch.arange(self.bins, dtype=torch.float64, device=self.counts.device)
         centre = (steps + 0.5) * width
         # Sums of counts, counts * v and counts * v^2 from each bin to the last.

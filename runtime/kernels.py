@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .converters import to_codes
-from .mvm import Geometry
+from .converters import quantise, to_codes
+from .mvm import ConvMVM, Geometry, PatchMVM
 from .noise import NoiseKey
 from .spec import LayerSpec
 from .tiles import Programmed
@@ -89,7 +89,7 @@ def forward(
 
 def drive(
     mvm: Geometry, part: Tensor, ranges: Ranges, spec: LayerSpec, block: int
-) -> tuple[Tensor, Tensor | float, int]:
+) -> tuple[Tensor, Tensor | float, float]:
     """What a row block is driven with: codes, the input that full scale stands for, full scale."""
     if spec.dac is None:
         return part, 1.0, 1
@@ -98,6 +98,8 @@ def drive(
     else:
         assert ranges.input is not None, "a static input range"
         full = ranges.input[block].to(part)
+    if spec.physical:
+        return quantise(part, full, spec.dac), full, spec.dac.full_code
     return to_codes(part, full, spec.dac.levels), full, spec.dac.levels
 
 
@@ -139,7 +141,9 @@ def backward(
             found = mvm.grad_input(passed * alpha, block, wide, r)
             if spec.dac is not None and not spec.dynamic:
                 assert ranges.input is not None, "a static input range"
-                found.mul_(part.abs() <= ranges.input[r].to(part))
+                found.mul_(_driven(mvm, wide, part, r).abs() <= ranges.input[r].to(part))
+            if spec.dac is not None and spec.dac.codes == "unsigned":
+                found.mul_(_driven(mvm, wide, part, r) >= 0)
             if grad_x is None:
                 grad_x = found
             else:
@@ -158,3 +162,48 @@ def backward(
         None if grad_x is None else grad_x.to(x.dtype),
         None if grad_w is None else grad_w.to(weight.dtype),
     )
+
+
+def _driven(mvm: Geometry, x: Tensor, part: Tensor, block: int) -> Tensor:
+    """The part of the input that ``grad_input`` is about: of patches, the channels."""
+    return ConvMVM.take(mvm, x, block) if isinstance(mvm, PatchMVM) else part
+
+
+DECAY = 1e-3
+"""Share of a learned range that its gradient has besides, while few inputs clip."""
+FEW = 0.05
+"""Share of inputs that may clip while a range shrinks."""
+
+
+def range_gradient(
+    mvm: Geometry,
+    grad: Tensor,
+    x: Tensor,
+    tiles: Programmed,
+    mask: Tensor | None,
+    input_range: Tensor,
+    spec: LayerSpec,
+) -> Tensor:
+    """Gradient ``[R]`` of the input ranges: from the inputs that clip, and a decay.
+
+    A clipped input is driven as the range with its sign, so ``ds = sum sign(x) dx`` over those.
+    Where less than ``FEW`` of the inputs clip, ``DECAY s`` is added, so that the range shrinks to
+    where it is worth while. ADC ranges are in units of the input range and count as constants.
+
+    Source of the rule: Rasch et al., Nat. Commun. 14, 5282 (2023), methods. Operands are those of
+    ``backward``.
+    """
+    dtype = tiles.scale.dtype
+    wide = x.to(dtype)
+    grad = mvm.start(grad.to(dtype)) * mvm.columns(tiles.scale)
+    out = torch.zeros_like(input_range)
+    for r, block in enumerate(tiles.blocks):
+        part = _driven(mvm, wide, mvm.take(wide, r), r)
+        full = input_range[r].to(dtype)
+        passed = grad if mask is None else grad * mvm.start(mask[r])
+        found = mvm.grad_input(passed, block, wide, r)
+        clipped = part.abs() > full
+        total = (found * part.sign() * clipped).sum()
+        few = clipped.to(dtype).mean() < FEW
+        out[r] = total + DECAY * full * few
+    return out

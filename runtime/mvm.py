@@ -24,6 +24,9 @@ _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 class Geometry(Protocol):
     """What the simulation asks of a kind of layer."""
 
+    groups: int
+    """Arrays side by side: groups of a convolution."""
+
     def take(self, x: Tensor, block: int) -> Tensor:
         """Part of the input that row block ``block`` is driven with."""
         ...
@@ -68,9 +71,27 @@ class Geometry(Protocol):
         """Add a block's weight gradient to that of the whole weight."""
         ...
 
+    def vectors(self, part: Tensor) -> int:
+        """About how many input vectors there are in a part."""
+        ...
+
+    def columns_first(self, sums: Tensor) -> Tensor:
+        """View of partial sums, with any dims before theirs, whose first dims are the columns."""
+        ...
+
+    def merge(self, sums: Tensor, slices: int) -> Tensor:
+        """Sum over the weight slices of partial sums whose columns are (group, slice, output)."""
+        ...
+
+    def repeat(self, totals: Tensor, factors: Tensor) -> Tensor:
+        """Partial sums of one column for each group, times ``[N]`` factors of that group's."""
+        ...
+
 
 class DenseMVM:
     """Linear layer: x ``[..., K]``, weight ``[N, K]``, partial sums ``[..., N]``."""
+
+    groups = 1
 
     def __init__(self, spec: LayerSpec) -> None:
         self.blocks = spec.blocks
@@ -121,6 +142,22 @@ class DenseMVM:
         """Blocks do not overlap."""
         start, stop = self.blocks[block]
         total[:, start:stop] += part
+
+    def vectors(self, part: Tensor) -> int:
+        """All dims but the last."""
+        return part.shape[:-1].numel()
+
+    def columns_first(self, sums: Tensor) -> Tensor:
+        """``[N, ...]``."""
+        return sums.movedim(-1, 0)
+
+    def merge(self, sums: Tensor, slices: int) -> Tensor:
+        """``[..., N]``."""
+        return sums if slices == 1 else sums.unflatten(-1, (slices, -1)).sum(-2)
+
+    def repeat(self, totals: Tensor, factors: Tensor) -> Tensor:
+        """``[..., N]``."""
+        return totals * factors
 
 
 class ConvMVM:
@@ -225,6 +262,25 @@ class ConvMVM:
         skip = self._span(block)[0] * self.taps
         total.flatten(1)[:, start:stop] += part.flatten(1)[:, start - skip : stop - skip]
 
+    def vectors(self, part: Tensor) -> int:
+        """Pixels of the input."""
+        return part.shape[0] * part.shape[2:].numel()
+
+    def columns_first(self, sums: Tensor) -> Tensor:
+        """``[N, ...]``."""
+        return sums.movedim(-1 - self.dims, 0)
+
+    def merge(self, sums: Tensor, slices: int) -> Tensor:
+        """``[B, N, *out]``."""
+        if slices == 1:
+            return sums
+        split: Tensor = sums.unflatten(1, (self.groups, slices, -1))
+        return split.sum(2).flatten(1, 2)
+
+    def repeat(self, totals: Tensor, factors: Tensor) -> Tensor:
+        """``[B, N, *out]``."""
+        return totals.repeat_interleave(len(factors) // self.groups, 1) * self.columns(factors)
+
 
 class PatchMVM(ConvMVM):
     """Convolution whose every patch has an input range of its own: patches are built (im2col).
@@ -302,6 +358,22 @@ class PatchMVM(ConvMVM):
         found.flatten(1)[:, self._rows(block)] = rows
         return found
 
+    def vectors(self, part: Tensor) -> int:
+        """Patches."""
+        return part.shape[0] * part.shape[2]
+
+    def columns_first(self, sums: Tensor) -> Tensor:
+        """``[groups, N / groups, ...]``."""
+        return sums.movedim((-3, -1), (0, 1))
+
+    def merge(self, sums: Tensor, slices: int) -> Tensor:
+        """``[B, groups, patches, N / groups]``."""
+        return sums if slices == 1 else sums.unflatten(-1, (slices, -1)).sum(-2)
+
+    def repeat(self, totals: Tensor, factors: Tensor) -> Tensor:
+        """``[B, groups, patches, N / groups]``."""
+        return totals * self.columns(factors)
+
 
 def geometry(
     spec: LayerSpec,
@@ -311,10 +383,15 @@ def geometry(
     dilation: Sequence[int],
     groups: int,
 ) -> Geometry:
-    """Geometry of a layer: a linear one if the weight has two dims, else a convolution."""
+    """Geometry of a layer: a linear one if the weight has two dims, else a convolution.
+
+    Patches are built where each has an input range of its own, dynamic or by bound management, and
+    where padding is driven as a code that is not zero.
+    """
     if len(weight_shape) == 2:
         return DenseMVM(spec)
-    if not spec.dynamic:
+    no_zero = spec.dac is not None and spec.dac.codes == "offset" and any(padding)
+    if not spec.dynamic and not spec.managed and not no_zero:
         return ConvMVM(spec, weight_shape, stride, padding, dilation, groups)
     patches = PatchMVM(spec, weight_shape, stride, padding, dilation, groups)
     patches.kernel = tuple(weight_shape[2:])

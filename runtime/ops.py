@@ -14,6 +14,7 @@ The result has the input's dtype; the simulation runs in at least float32.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import gpu, kernels, tiles
+from . import gpu, kernels, physical, tiles
 from .kernels import Ranges
 from .layout import format_of
 from .mvm import geometry
@@ -117,7 +118,7 @@ def _simulate(
     array = tiles.find(key)
     held = tiles.stateless(weight, spec, groups) if array is None else array.current(weight)
     noise = None
-    if spec.output_noise > 0:
+    if spec.draws:
         noise = NoiseSource().key("stateless", 0) if array is None else array.next_call()
     single = weight.dim() > 2 and x.dim() == weight.dim() - 1
     batched = x.unsqueeze(0) if single else x
@@ -141,8 +142,13 @@ def _simulate(
     else:
         mvm = geometry(spec, weight.shape, stride, padding, dilation, groups)
         forward = gpu.forward if x.is_cuda else kernels.forward
+        exact: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if spec.physical:
+            forward = physical.forward
+            exact = gpu.precision("ieee") if x.is_cuda else exact
         ranges = Ranges(input_range, adc_range)
-        y, mask = forward(mvm, batched, held, bias, ranges, spec, noise, want_mask)
+        with exact:
+            y, mask = forward(mvm, batched, held, bias, ranges, spec, noise, want_mask)
     y = y.contiguous(memory_format=layout)
     return (y.squeeze(0) if single else y), mask
 
@@ -313,6 +319,32 @@ def saving_backward_kernel(
     else:
         grad_x = (grad_x.squeeze(0) if single else grad_x).contiguous()
     return grad_x, x.new_empty(0) if grad_w is None else grad_w.contiguous()
+
+
+@_without_autocast
+@torch.no_grad()
+def range_gradient(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    input_range: Tensor,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    groups: int,
+    spec: str,
+    key: str,
+) -> Tensor:
+    """Gradient of learned input ranges, ``[R]``; operands as those of ``saving_backward``."""
+    settings = parse(spec)
+    single = weight.dim() > 2 and x.dim() == weight.dim() - 1
+    batched, batched_grad = (x.unsqueeze(0), grad.unsqueeze(0)) if single else (x, grad)
+    array = tiles.find(key)
+    held = tiles.stateless(weight, settings, groups) if array is None else array.as_used(weight)
+    mvm = geometry(settings, weight.shape, stride, padding, dilation, groups)
+    masks = mask if mask.numel() else None
+    return kernels.range_gradient(mvm, batched_grad, batched, held, masks, input_range, settings)
 
 
 def _fake_saving_backward(

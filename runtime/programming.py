@@ -16,6 +16,7 @@ from torch import Tensor
 from .devices import faults
 from .devices.base import sub_key
 from .noise import NoiseKey
+from .slicing import flips
 from .spec import LayerSpec
 
 _PART = 2**21
@@ -75,18 +76,36 @@ def state_at(
         seconds: after programming.
     """
     targets, significances = slice_targets(weight, spec)
+    signs = [_signs(target, spec) for target in targets]
     found = [
-        _slice_state(target, spec, _key(key, s, targets), _key(chip, s, targets), seconds)
-        for s, target in enumerate(targets)
+        _slice_state(
+            _signed(target, sign), spec, _key(key, s, targets), _key(chip, s, targets), seconds
+        )
+        for s, (target, sign) in enumerate(zip(targets, signs, strict=True))
     ]
-    slices, variances = zip(*found, strict=True)
+    parts, variances = zip(*found, strict=True)
+    slices = tuple(_signed(part, sign) for part, sign in zip(parts, signs, strict=True))
     variance = variances if spec.device.reads_noisily else None
     return State(slices, significances, variance)
 
 
 def slice_targets(weight: Tensor, spec: LayerSpec) -> tuple[tuple[Tensor, ...], tuple[float, ...]]:
     """What each bit slice is to hold, in [-1, 1], and the digital significance of each."""
-    return (weight,), (1.0,)
+    if spec.slicing is None:
+        return (weight,), (1.0,)
+    return spec.slicing.split(weight), spec.slicing.significances
+
+
+def _signs(target: Tensor, spec: LayerSpec) -> Tensor | None:
+    """-1 where a slice's column is written as its complement, ``[N, K]``; None if no slice is."""
+    if spec.slicing is None or not spec.slicing.flip:
+        return None
+    blocks = [flips(target[:, a:b])[:, None].expand(-1, b - a) for a, b in spec.blocks]
+    return torch.cat(blocks, dim=1)
+
+
+def _signed(values: Tensor, signs: Tensor | None) -> Tensor:
+    return values if signs is None else values * signs
 
 
 def conductances_at(
@@ -97,7 +116,8 @@ def conductances_at(
     values, references, names = [], [], []
     for s, target in enumerate(targets):
         keys = _key(key, s, targets), _key(chip, s, targets)
-        parts = [_Cells(*part, seconds) for part in _parts(target, spec, *keys)]
+        written = _signed(target, _signs(target, spec))
+        parts = [_Cells(*part, seconds) for part in _parts(written, spec, *keys)]
         values.append(torch.cat([cells.planes for cells in parts], dim=1))
         found = [cells.reference for cells in parts if cells.reference is not None]
         if found:
@@ -148,7 +168,11 @@ def _slice_state(
         return whole, torch.cat(noisy) if noisy else None
     cells = _Cells(weight, spec, key, chip, seconds)
     variance = cells.read_variance() if device.reads_noisily else None
-    return cell.decode(cells.planes, cells.spread(cells.reference)), variance
+    planes, reference = cells.planes, cells.reference
+    if spec.wires is not None:
+        cols = spec.cols or (0, weight.shape[0])
+        planes, reference = spec.wires.effective(planes, spec.rows, cols, reference)
+    return cell.decode(planes, cells.spread(reference)), variance
 
 
 class _Cells:

@@ -42,6 +42,10 @@ class LayerSpec:
     cols: tuple[int, ...] = ()
     """Boundaries of the column blocks over N, of all groups, where cells or wires ask which tile a
     column is on; else empty."""
+    physical: bool = dataclasses.field(init=False, repr=False, compare=False)
+    """True if ``physical`` computes the layer, not the plain kernels."""
+    draws: bool = dataclasses.field(init=False, repr=False, compare=False)
+    """True if each call draws random numbers."""
 
     def __post_init__(self) -> None:
         for name, given in (("row", self.rows), ("column", self.cols or (0, 1))):
@@ -49,6 +53,20 @@ class LayerSpec:
             whole = all(type(value) is int for value in given)
             if len(given) < 2 or given[0] != 0 or not rising or not whole:
                 raise FormatError(f"{name} blocks must be integers that rise from 0, got {given}")
+        converters = [c for c in (self.dac, self.adc) if c is not None]
+        physical = (
+            self.slicing is not None
+            or self.periphery is not None
+            or self.device.reads_noisily
+            or not all(c.is_plain for c in converters)
+        )
+        draws = (
+            self.output_noise > 0
+            or self.device.reads_noisily
+            or any(c.rounding == "stochastic" for c in converters)
+        )
+        object.__setattr__(self, "physical", physical)
+        object.__setattr__(self, "draws", draws)
 
     @classmethod
     def of(cls, target: Target, rows: tuple[int, ...], cols: tuple[int, ...] = ()) -> LayerSpec:
@@ -72,12 +90,36 @@ class LayerSpec:
     @property
     def differs_by_chip(self) -> bool:
         """True if some of its errors belong to the chip: writing the weight again leaves them."""
-        return self.cell.has_faults
+        converters = [c for c in (self.dac, self.adc) if c is not None]
+        return (
+            self.cell.has_faults
+            or self.periphery is not None
+            or any(c.gain_error or c.offset_error or c.mismatch for c in converters)
+        )
 
     @property
     def blocks(self) -> tuple[tuple[int, int], ...]:
         """Row blocks as ``(start, stop)`` over K."""
         return tuple(zip(self.rows, self.rows[1:], strict=False))
+
+    @property
+    def managed(self) -> bool:
+        """True if an input vector whose sums clip is multiplied again (bound management)."""
+        return self.adc is not None and self.adc.bound_management != "none"
+
+    def adc_shape(self, columns: int) -> tuple[int, ...]:
+        """Shape of the ADC ranges of a layer of N ``columns``.
+
+        ``[R]``, ``[R, N]`` by column, ``[R, S, 1]`` by slice, ``[R, S, pulses]`` by pulse, and the
+        last two with N at the end by column, too.
+        """
+        shape: tuple[int, ...] = (len(self.blocks),)
+        if self.slicing is not None and self.slicing.ranges != "shared":
+            pulses = self.slicing.pulses if self.slicing.ranges == "per-pulse" else 1
+            shape = (*shape, self.slicing.slices, pulses)
+        if self.adc is not None and self.adc.per_column:
+            shape = (*shape, columns)
+        return shape
 
     @property
     def dynamic(self) -> bool:
@@ -92,13 +134,24 @@ class LayerSpec:
             for name in _SHARED
             if name in _ALWAYS or target[name] != _PLAIN[name]
         }
+        for name in ("dac", "adc"):
+            if data[name] is not None:
+                data[name] = {
+                    key: value
+                    for key, value in data[name].items()
+                    if key in _CONVERTER_ALWAYS or value != _CONVERTER_PLAIN[key]
+                }
         places = {"rows": self.rows, "cols": self.cols} if self.cols else {"rows": self.rows}
         return json.dumps({**places, **data}, separators=(",", ":"))
 
 
-_SHARED = tuple(f.name for f in dataclasses.fields(LayerSpec) if f.name not in ("rows", "cols"))
+_SHARED = tuple(
+    f.name for f in dataclasses.fields(LayerSpec) if f.init and f.name not in ("rows", "cols")
+)
 _ALWAYS = ("dac", "adc", "weight_scale", "device", "output_noise")
 _PLAIN = Target().to_dict()
+_CONVERTER_ALWAYS = ("bits", "range", "per_column")
+_CONVERTER_PLAIN = dataclasses.asdict(Converter())
 
 
 @functools.lru_cache(maxsize=4096)

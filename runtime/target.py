@@ -121,10 +121,10 @@ class Target:
             value = getattr(self, name)
             if value is not None and not isinstance(value, Converter):
                 raise InputError(f"Target.{name} must be a Converter or None, got {value!r}")
-        if self.dac is not None and (self.dac.range == "full" or self.dac.per_column):
-            raise InputError("Target.dac: range='full' and per_column are for an ADC")
-        if self.adc is not None and self.adc.range == "dynamic":
-            raise InputError("Target.adc: range='dynamic' is for a DAC")
+        if self.dac is not None:
+            self.dac.check_dac()
+        if self.adc is not None:
+            self.adc.check_adc()
         if self.weight_scale not in ("column", "tensor"):
             raise InputError(
                 f"Target.weight_scale must be 'column' or 'tensor', got {self.weight_scale!r}"
@@ -139,6 +139,11 @@ class Target:
         if not isinstance(self.cell, Cell):
             raise InputError(f"Target.cell must be a Cell, got {self.cell!r}")
         _check_device(self.device, self.cell)
+        if self.wires is not None and not self.cell.has_conductances:
+            raise InputError(
+                "Target.wires: IR drop is about conductances, and the cell has none",
+                fix="cell=Cell(mode='pair', g_max=...)",
+            )
         for name, part in OPTIONAL_PARTS.items():
             value = getattr(self, name)
             if value is not None and not isinstance(value, part):
@@ -148,6 +153,19 @@ class Target:
                 f"Target.compensation must be one of {', '.join(COMPENSATIONS)}, "
                 f"got {self.compensation!r}"
             )
+
+        (self.slicing or Slicing()).check(self.dac, self.adc)
+        if self.tile.cols < self.columns_per_weight:
+            raise InputError(
+                f"Target.tile.cols={self.tile.cols} cannot hold a weight of "
+                f"{self.columns_per_weight} columns"
+            )
+
+    @property
+    def columns_per_weight(self) -> int:
+        """Output lines that one weight takes, all slices together."""
+        slices = 1 if self.slicing is None else self.slicing.slices
+        return self.tile.columns_per_weight * slices
 
     @property
     def is_ideal(self) -> bool:

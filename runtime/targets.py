@@ -15,6 +15,7 @@ from .devices import (
     SONOSDevice,
 )
 from .errors import InputError
+from .slicing import Slicing
 from .target import Target, TileSpec
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "generic_8bit_noisy",
     "get",
     "ideal",
+    "isaac_like",
     "names",
     "pcm_hermes_one_device",
     "pcm_hermes_two_device",
@@ -164,10 +166,30 @@ def sonos() -> Target:
     )  # fmt: skip
 
 
+def isaac_like() -> Target:
+    """Bit-sliced 128 x 128 tiles: 2-bit cells, 16-bit weights in 8 slices, 1-bit inputs, 8-bit ADC.
+
+    The dot-product engine of Shafiee et al., "ISAAC: A Convolutional Neural Network Accelerator
+    with In-Situ Analog Arithmetic in Crossbars", ISCA 2016, sections IV and V: 16-bit inputs in
+    two's complement, one bit at a time; weights with an offset of half their range, 2 bits a cell;
+    columns above half scale are stored as their complement, so the sum of 128 rows, at most 192
+    steps, fits an 8-bit ADC whose step is one step of a cell. So the arrays themselves lose
+    nothing: the result is that of 16-bit fixed point. Devices and wires are exact here.
+    """
+    return Target(
+        name="isaac-like",
+        tile=TileSpec(128, 128),
+        dac=Converter(16),
+        adc=Converter(8, range=255 / 3, codes="unsigned"),
+        slicing=Slicing((2,) * 8, "offset", (1,) * 16, flip=True),
+    )
+
+
 _PRESETS: dict[str, Callable[[], Target]] = {
     "ideal": ideal,
     "generic-8bit": generic_8bit,
     "generic-8bit-noisy": generic_8bit_noisy,
+    "isaac-like": isaac_like,
     "pcm-like": pcm_like,
     "pcm-hermes-one-device": pcm_hermes_one_device,
     "pcm-hermes-two-device": pcm_hermes_two_device,

@@ -48,8 +48,8 @@ class Programmed:
     """
 
     __slots__ = (
-        "chip", "gain", "held", "key", "read_variance", "scale", "seconds", "significances",
-        "slices",
+        "chip", "gain", "held", "key", "prepared", "read_variance", "scale", "seconds",
+        "significances", "slices",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +74,7 @@ class Programmed:
         self.slices = slices
         self.significances = significances
         self.read_variance = read_variance
+        self.prepared: object = None  # by ``stage``
 
     @property
     def packed(self) -> Packed | None:
@@ -92,7 +93,7 @@ class Programmed:
         if self.held.taps:
             taps = math.prod(self.held.taps)
             shape = torch.Size([shape[0], shape[1] // taps, *self.held.taps])
-        return _cut(self.held.unpack(), shape, self.held.rows)
+        return cut(self.held.unpack(), shape, self.held.rows)
 
     @property
     def buffers(self) -> tuple[Tensor, ...]:
@@ -169,7 +170,7 @@ def hold(
         plain = state.variance is not None
         held = store(state.slices[0], shape, spec, None if plain else groups)
     slices, variance = (
-        tuple(_cut(part, shape, spec.rows) for part in parts) if parts else None
+        tuple(cut(part, shape, spec.rows) for part in parts) if parts else None
         for parts in (state.slices if sliced else None, state.variance)
     )
     return Programmed(
@@ -182,15 +183,16 @@ def store(
     written: Tensor, shape: torch.Size, spec: LayerSpec, groups: int | None
 ) -> Packed | tuple[Tensor, ...]:
     """The effective normalised weight ``written`` ``[N, K]`` as it is held: packed if it can be."""
-    plain = groups is None or written.dtype != torch.float32 or not written.is_cpu
+    plain = spec.physical or groups is None or written.dtype != torch.float32 or not written.is_cpu
     native = library()
     if not plain and written.numel() and native is not None and native.runs_layers:
         bits = spec.dac.bits if spec.dac else None
         return Packed.pack(written, spec.rows, tuple(shape[2:]), groups or 1, bits)
-    return _cut(written, shape, spec.rows)
+    return cut(written, shape, spec.rows)
 
 
-def _cut(written: Tensor, shape: torch.Size, rows: tuple[int, ...]) -> tuple[Tensor, ...]:
+def cut(written: Tensor, shape: torch.Size, rows: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Row blocks of a matrix ``[N, K]``, in the form of a weight of ``shape``."""
     spans = zip(rows, rows[1:], strict=False)
     if len(shape) == 2:
         return tuple(written[:, a:b].contiguous() for a, b in spans)

@@ -54,8 +54,8 @@ class _Layer(_SingleLevelFunction):
         if grad is None:
             return (None,) * (len(ctx.rest) + 5)
         x, weight, input_range, mask = ctx.saved_tensors
-        need_x, need_w, need_b = ctx.needs_input_grad[:3]
-        grad_x = grad_w = grad_b = None
+        need_x, need_w, need_b, need_range = ctx.needs_input_grad[:4]
+        grad_x = grad_w = grad_b = grad_range = None
         if need_x or need_w:
             backward: Callable[..., Any] = torch.ops.analogc.saving_backward.default
             if is_alone(grad, weight, x) and not torch.is_grad_enabled():
@@ -65,7 +65,9 @@ class _Layer(_SingleLevelFunction):
             grad_w = found[1] if need_w else None
         if need_b:
             grad_b = _bias_gradient(grad, weight, *ctx.bias)
-        return (grad_x, grad_w, grad_b, *[None] * (len(ctx.rest) + 2))
+        if need_range:
+            grad_range = ops.range_gradient(grad, x, weight, mask, input_range, *ctx.rest)
+        return (grad_x, grad_w, grad_b, grad_range, *[None] * (len(ctx.rest) + 1))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> None:
@@ -118,7 +120,7 @@ def _make_autograd(name: str) -> Callable[..., Tensor]:
         if parse(args[-2]).is_ideal:
             return ops.digital(name, args)
         wanted = torch.is_grad_enabled() and any(
-            isinstance(arg, Tensor) and arg.requires_grad for arg in args[:3]
+            isinstance(arg, Tensor) and arg.requires_grad for arg in args[:4]
         )
         if not wanted and forward_ad._current_level < 0:
             with torch._C._AutoDispatchBelowAutograd():

@@ -18,7 +18,7 @@ from rich.progress import Progress, track
 from rich.table import Table
 from torch.export import ExportedProgram
 
-from ...runtime.calibrate import without_bars
+from ...runtime.progress import without_bars
 from ..model import CompiledModel
 from ..picture.page import target_text
 from .network import DigitNetwork, Digits, accuracy, load_digits, train

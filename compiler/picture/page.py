@@ -137,6 +137,10 @@ def device_text(target: Target) -> list[str]:
     if target.weight_clip is not None:
         clip = target.weight_clip
         parts.append(f"weights clipped at {clip.kind} {clip.value:g}")
+    if target.wires is not None:
+        row, col = target.wires.row_resistance, target.wires.col_resistance
+        each = f"{row:g}" if row == col else f"{row:g} and {col:g}"
+        parts.append(f"lines of {each} Ω a cell")
     if target.compensation != "none":
         parts.append(f"{target.compensation} drift compensation")
     return parts

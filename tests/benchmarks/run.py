@@ -27,7 +27,9 @@ SECTIONS = {
     "compiling": "compiling",
     "growth": "growth",
     "sync": "sync",
+    "wires": "wires",
     "peers": "peers",
+    "physics": "physics",
 }
 """Each section is the function of its name in that module."""
 

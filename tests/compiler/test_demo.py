@@ -110,7 +110,7 @@ def test_a_terminal_gets_one_progress_bar_at_a_time(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     tiny = Plan(epochs=1, tile_sizes=(32,), seeds=2, sigmas=(0, 0.2))
     monkeypatch.setattr("analogc.compiler.demo.FAST", tiny)
-    monkeypatch.setattr("analogc.runtime.calibrate._MOMENT", -1.0)
+    monkeypatch.setattr("analogc.runtime.progress.MOMENT", -1.0)
     text = io.StringIO()
     run(tmp_path, fast=True, console=Console(file=text, width=120, force_terminal=True))
     assert "training" in text.getvalue() and "measuring" in text.getvalue()

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
-import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -15,7 +13,7 @@ from torch import Tensor, fx, nn
 import analogc
 from analogc import Calibration, Converter, GaussianDevice, Target
 from analogc.errors import InputError
-from analogc.runtime.calibrate import calibrate, with_progress
+from analogc.runtime.calibrate import calibrate
 from analogc.runtime.ranges import RangeTable
 from analogc.runtime.spec import LayerSpec
 
@@ -351,28 +349,3 @@ def test_calibration_data_may_be_an_iterator_of_tensors() -> None:
         found, again, exact = one(7 * x), two(7 * x), model(7 * x)
     assert torch.equal(found, again)
     assert float((found - exact).abs().max()) < 0.05 * float(exact.abs().max())
-
-
-# -- progress -------------------------------------------------------------------------------------
-
-
-def test_items_pass_silently_where_there_is_no_terminal(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert list(with_progress(iter(range(5)), "calibrating")) == list(range(5))
-    assert capsys.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("sized", [True, False])
-def test_items_pass_with_a_bar_on_a_terminal(
-    sized: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr("analogc.runtime.calibrate._MOMENT", -1.0)
-    items = list(range(5))
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert list(with_progress(items if sized else iter(items), "calibrating")) == items
-
-    assert capsys.readouterr().out == ""

@@ -1,0 +1,1 @@
+"""Settings of other simulators as targets. Public as ``analogc.interop``."""
