@@ -25,7 +25,7 @@ pytestmark = [
 TEXT = ("BertForMaskedLM", "GPT2LMHeadModel", "LlamaForCausalLM", "ViTForImageClassification",
         "T5ForConditionalGeneration", "MambaForCausalLM")  # fmt: skip
 VISION = ("resnet18", "mobilenet_v3_small", "vit_b_32", "shufflenet_v2_x0_5")
-TIMM_NAMES = ("test_vit", "test_efficientnet", "mixer_s32_224")
+TIMM_NAMES = ("test_convnext", "test_efficientnet", "mixer_s32_224")
 
 
 def check(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
