@@ -140,6 +140,18 @@ def test_variants_meet_the_same_seeds() -> None:
     assert [r.value for r in twice.rows[:4]] == [r.value for r in twice.rows[4:]]
 
 
+def test_progress_is_shown_cell_by_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, str]] = []
+
+    def bar(items: list[Any], what: str) -> list[Any]:
+        seen.append((len(items), what))
+        return items
+
+    monkeypatch.setattr("analogc.compiler.evaluate.with_progress", bar)
+    analogc.evaluate({"a": make(), "b": make()}, total, times=(0, DAY), seeds=3)
+    assert seen == [(2 * 2 * 3, "evaluating")]
+
+
 # -- nothing is left behind -----------------------------------------------------------------------
 
 
