@@ -230,6 +230,13 @@ def _static(x: Value) -> list[int | None]:
     return [None if kind.is_dynamic_dim(d) else kind.get_dim_size(d) for d in range(kind.rank)]
 
 
+def fixed(x: Value, shape: Sequence[int | None]) -> Value:
+    """``x`` with the sizes that ``shape`` knows in its type."""
+    known = [n if m is None else m for n, m in zip(_static(x), shape, strict=True)]
+    kind = tensor_type(known, element(x))
+    return x if x.type == kind else tensor.CastOp(kind, x).result
+
+
 def unflattened(x: Value, axis: int, into: Sequence[int]) -> Value:
     """Dim ``axis`` cut into dims of the sizes ``into``."""
     if len(into) == 1:

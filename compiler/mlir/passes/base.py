@@ -14,7 +14,7 @@ from torch_mlir.dialects import tensor
 
 from ....passes.base import text_form
 from ....runtime.errors import UnsupportedError
-from .. import build
+from .. import arithmetic, build
 from ..attributes import to_json
 
 
@@ -44,6 +44,32 @@ def operations(module: Any, *kinds: Any) -> list[Any]:
         return ir.WalkResult.ADVANCE
 
     module.operation.walk(visit)
+    return found
+
+
+def operands(op: Any, kind: Any) -> dict[str, Any]:
+    """Operands of a layer in the float type ``kind``, None where it has none.
+
+    Sizes that the weight and the settings tell are in their types, whatever the operands' own say.
+    """
+    columns, inputs, *kernel = build.sizes(op.weight)
+    blocks = len(op.rows) - 1
+    groups = to_json(op.groups) if kernel else 1
+    free = [None] * len(kernel)
+    ranges = [blocks, columns]
+    shapes = {
+        "x": [*[None] * (build.rank(op.x) - 1 - len(kernel)), inputs * groups, *free],
+        "scale": [columns],
+        "bias": [columns],
+        "input_range": [blocks],
+        "adc_range": ranges,
+    }
+    found = {"weight": arithmetic.cast(op.weight, kind)}
+    for name, shape in shapes.items():
+        value = getattr(op, name)
+        if value is not None:
+            value = build.fixed(arithmetic.cast(value, kind), shape[: build.rank(value)])
+        found[name] = value
     return found
 
 

@@ -43,7 +43,7 @@ from ..dialect import (
 )
 from ..verify import tile_size
 from ..window import Window
-from .base import MlirPass, operations, replaced, unsupported
+from .base import MlirPass, operands, operations, replaced, unsupported
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +127,7 @@ class _Layer:
     """Operands of a layer in the float type of the simulation."""
 
     spec: LayerSpec
+    x: Value
     weight: Value
     """Normalised content of the devices, in the weight's shape."""
     scale: Value | None
@@ -138,16 +139,11 @@ class _Layer:
     @classmethod
     def of(cls, op: Any) -> _Layer:
         spec = spec_of(op)
-        kind = arithmetic.compute_type(op.weight)
-
-        def wide(value: Value | None) -> Value | None:
-            return None if value is None else arithmetic.cast(value, kind)
-
-        weight, by = wide(op.weight), wide(op.scale)
-        if by is None and not spec.is_ideal:
-            by = arithmetic.scale(weight, spec.weight_scale)
-            weight = arithmetic.normalised(weight, by)
-        return cls(spec, weight, by, wide(op.bias), wide(op.input_range), wide(op.adc_range))
+        layer = cls(spec, **operands(op, arithmetic.compute_type(op.weight)))
+        if layer.scale is None and not spec.is_ideal:
+            layer.scale = arithmetic.scale(layer.weight, spec.weight_scale)
+            layer.weight = arithmetic.normalised(layer.weight, layer.scale)
+        return layer
 
     def columns(self, value: Value | None) -> Value | None:
         """``[N]``, or ``[G, N / G]`` with groups."""
@@ -192,7 +188,7 @@ def _entry(ranges: Value, block: int) -> Value:
 def _linear(op: Any) -> Value:
     layer = _Layer.of(op)
     blocks = layer.spec.blocks
-    x = arithmetic.cast(op.x, build.element(layer.weight))
+    x = layer.x
     last = build.rank(x) - 1
     y = layer.run(
         lambda r: build.cut(x, {last: blocks[r]}),
@@ -207,7 +203,7 @@ def _conv(op: Any) -> Value:
     layer.groups = to_json(op.groups)
     outputs, channels, *kernel = build.sizes(layer.weight)
     window = Window.of(op, kernel)
-    x = arithmetic.cast(op.x, build.element(layer.weight))
+    x = layer.x
     if layer.groups > 1:
         x = build.unflattened(x, 1, [layer.groups, channels])
     matrix = build.flattened(layer.weight, 1, 1 + window.dims)

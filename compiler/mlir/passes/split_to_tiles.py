@@ -38,7 +38,7 @@ from ..dialect import (
     TileType,
 )
 from ..window import Window
-from .base import MlirPass, operations, replaced
+from .base import MlirPass, operands, operations, replaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,37 +71,36 @@ class _Layer:
     op: Any
     spec: LayerSpec
     mapping: TileMapping
-    x: Value
+    operands: dict[str, Any]
     matrix: Value
     scale: Value
     written: bool
 
     @classmethod
     def of(cls, op: Any) -> _Layer:
-        spec, mapping = spec_of(op), mapping_of(op)
+        spec = spec_of(op)
         kind = arithmetic.compute_type(op.weight)
-        weight = arithmetic.cast(op.weight, kind)
-        written = op.scale is not None
-        if op.scale is not None:
-            scale = arithmetic.cast(op.scale, kind)
-        elif spec.is_ideal:
+        held = operands(op, kind)
+        weight, scale = held["weight"], held["scale"]
+        written = scale is not None
+        if scale is None and spec.is_ideal:
             # Ideal tiles hold the weight itself.
             scale, written = build.filled([build.dim(weight, 0)], kind, 1.0), True
-        else:
+        elif scale is None:
             shape = build.tensor_type([build.dim(weight, 0)], kind)
             scale = ScaleOp(weight, op.weight_scale, shape).scale
         matrix = build.flattened(weight, 1, build.rank(weight) - 1)
-        return cls(op, spec, mapping, arithmetic.cast(op.x, kind), matrix, scale, written)
+        return cls(op, spec, mapping_of(op), held, matrix, scale, written)
+
+    @property
+    def x(self) -> Value:
+        """The layer's input."""
+        return self.operands["x"]
 
     @property
     def kind(self) -> Any:
         """Float type of the simulation."""
         return build.element(self.matrix)
-
-    def operand(self, name: str) -> Value | None:
-        """An optional operand in the float type of the simulation."""
-        value = getattr(self.op, name)
-        return None if value is None else arithmetic.cast(value, self.kind)
 
     def run(self, group: int, part: Callable[[int], Value], multiply: Multiply, axis: int) -> Value:
         """All tiles of one group: outputs with the columns along ``axis``.
@@ -125,7 +124,7 @@ class _Layer:
             for c, cols in enumerate(columns):
                 found = multiply(codes, self._tile(group, r, c, rows, cols))
                 sums[c].append(self._converted(found, r, self._columns(group, cols), axis))
-        bias = self.operand("bias")
+        bias = self.operands["bias"]
         outputs = []
         for parts, cols in zip(sums, columns, strict=True):
             span = {0: self._columns(group, cols)}
@@ -149,12 +148,12 @@ class _Layer:
         if self.spec.dynamic:
             shape = build.tensor_type([*_shape(part)[:-1], 1], self.kind)
             return PeakOp(part, shape).peak
-        return build.cut(self.operand("input_range"), {0: (block, block + 1)}, drop=[0])
+        return build.cut(self.operands["input_range"], {0: (block, block + 1)}, drop=[0])
 
     def _converted(self, sums: Value, block: int, cols: tuple[int, int], axis: int) -> Value:
         if self.spec.adc is None:
             return sums
-        limit = self.operand("adc_range")
+        limit = self.operands["adc_range"]
         each = {1: cols} if build.rank(limit) == 2 else {}
         full = build.cut(limit, {0: (block, block + 1), **each}, drop=[0])
         return AdcOp(sums, full, self.op.adc, i64(axis), sums.type).levels

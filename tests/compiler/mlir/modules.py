@@ -69,14 +69,22 @@ class Layer:
             return [*self.x.shape[:-1], self.weight.shape[0]]
         return list(self._convolve(self.x.double(), self.weight.double(), self.groups).shape)
 
-    def module(self, dynamic: Sequence[int] = (0,)) -> Any:
-        """``main`` of the operands in order; the dims ``dynamic`` of the input have no size."""
+    def module(self, dynamic: Sequence[int] = (0,), vague: bool = False) -> Any:
+        """``main`` of the operands in order; the dims ``dynamic`` of the input have no size.
+
+        ``vague``: nor have those of the other operands, save the weight, or the input's inner one.
+        """
         y = self.output_shape()
         spatial = [d for d in dynamic if d > 1 and not self.is_linear]
         free = set(dynamic) | set(spatial)
         with new_context(), ir.Location.file("user.py", 12, 3):
             kinds = {name: _type(value) for name, value in self.operands.items()}
             kinds["x"] = _type(self.x, dynamic)
+            if vague:
+                inner = self.x.dim() - 1 if self.is_linear else 1
+                kinds = {name: _type(value, (0, 1)) for name, value in self.operands.items()}
+                kinds["x"] = _type(self.x, [*dynamic, inner])
+                kinds["weight"] = _type(self.weight)
             result = _type(torch.empty(y, dtype=self.x.dtype), [d for d in free if d < len(y)])
             module = ir.Module.create()
             with ir.InsertionPoint(module.body):

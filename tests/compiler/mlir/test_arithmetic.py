@@ -26,16 +26,18 @@ DIRECT = "expand-analog"
 TILES = "split-to-tiles,expand-analog"
 
 
-def run(layer: Layer, passes: str, dynamic: Sequence[int] = (0,)) -> Tensor:
-    module = layer.module(dynamic)
+def run(layer: Layer, passes: str, dynamic: Sequence[int] = (0,), vague: bool = False) -> Tensor:
+    module = layer.module(dynamic, vague)
     opt.run(module, passes)
     assert "analog." not in str(module)
     opt.run(module, "canonicalize,cse,torch-verify-linalg-on-tensors-backend-contract")
     return NativeCode(module)(list(layer.operands.values()))[0]
 
 
-def assert_equal(layer: Layer, passes: str, dynamic: Sequence[int] = (0,)) -> None:
-    found = run(layer, passes, dynamic)
+def assert_equal(
+    layer: Layer, passes: str, dynamic: Sequence[int] = (0,), vague: bool = False
+) -> None:
+    found = run(layer, passes, dynamic, vague)
     expected = layer.expected()
     assert found.dtype == layer.x.dtype
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
@@ -99,9 +101,11 @@ def linears(draw: st.DrawFn) -> tuple[Layer, list[int]]:
 
 
 @settings(max_examples=25)
-@given(linears(), st.sampled_from([DIRECT, TILES]))
-def test_linear_layers_equal_the_reference(drawn: tuple[Layer, list[int]], passes: str) -> None:
-    assert_equal(drawn[0], passes, drawn[1])
+@given(linears(), st.sampled_from([DIRECT, TILES]), st.booleans())
+def test_linear_layers_equal_the_reference(
+    drawn: tuple[Layer, list[int]], passes: str, vague: bool
+) -> None:
+    assert_equal(drawn[0], passes, drawn[1], vague)
 
 
 @st.composite
@@ -130,9 +134,11 @@ def convs(draw: st.DrawFn) -> tuple[Layer, list[int]]:
 
 
 @settings(max_examples=25)
-@given(convs(), st.sampled_from([DIRECT, TILES]))
-def test_convolutions_equal_the_reference(drawn: tuple[Layer, list[int]], passes: str) -> None:
-    assert_equal(drawn[0], passes, drawn[1])
+@given(convs(), st.sampled_from([DIRECT, TILES]), st.booleans())
+def test_convolutions_equal_the_reference(
+    drawn: tuple[Layer, list[int]], passes: str, vague: bool
+) -> None:
+    assert_equal(drawn[0], passes, drawn[1], vague)
 
 
 @pytest.mark.parametrize("passes", [DIRECT, TILES])
