@@ -376,6 +376,7 @@ ALLOWED = {
     "runtime/stamp.py:Stamp.dtype": "as device",
     "runtime/target.py:Target.device": "the device model of a target, no torch.device",
     "runtime/spec.py:LayerSpec.device": "the device model of a layer, no torch.device",
+    "runtime/devices/cell.py:Cell.devices": "how many a weight has",
     "compiler/home.py:Home.device": "what it was when captured, to be compared with the live one",
     "compiler/home.py:Home.dtype": "as device",
     "compiler/graph_json.py:GraphReader.device": "where to load a file to; gone when it is read",
