@@ -192,6 +192,10 @@ def _add_run(commands: Any) -> None:
         "as they were programmed when the file was written)",
     )  # fmt: skip
     parser.add_argument(
+        "--time", type=float, metavar="SECONDS",
+        help="after programming, for devices that drift (default: as the file was written)",
+    )  # fmt: skip
+    parser.add_argument(
         "--output", metavar="OUT", help="write the outputs: .npy for one, .safetensors for any"
     )
 
@@ -283,6 +287,8 @@ def _inspect(args: argparse.Namespace) -> None:
     for table in (model.coverage, model.tiles):
         print()
         console.print(table)
+    if model.target.device.drifts:
+        print(f"\n{model.weights}")
     if args.html is not None:
         print(f"\nwrote {args.html}")
 
@@ -292,6 +298,8 @@ def _run(args: argparse.Namespace) -> None:
     if args.seed is not None:
         torch.manual_seed(args.seed)
         model.program(args.seed)
+    if args.time is not None:
+        model.drift_to(args.time)
     positional, named = call_inputs(model, args.input, args.data)
     start = time.perf_counter()
     with torch.no_grad():

@@ -66,7 +66,7 @@ class PassContext:
     arrays: dict[str, TileArray] = field(default_factory=dict)
     """Tile arrays by name; grows, so that another graph of the same model shares them."""
     array_names: dict[str, str] = field(default_factory=dict)
-    """Name of each array by the expression of its weight."""
+    """Name of each array by the expression of its weight and its groups."""
     derived: dict[str, str] = field(default_factory=dict)
     """Path of each DerivedWeight by its expression."""
     range_names: dict[str, str] = field(default_factory=dict)

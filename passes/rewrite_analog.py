@@ -63,12 +63,10 @@ def _free_memory(node: fx.Node, ctx: PassContext) -> None:
 
 
 def _rewrite(node: fx.Node, mapping: TileMapping, use: int, ctx: PassContext) -> None:
+    spec = LayerSpec.of(ctx.target, mapping.row_bounds, mapping.all_col_bounds)
     weight = node.args[1]
     assert isinstance(weight, fx.Node), "a layer has a tensor weight"
     array = ctx.arrays.get(mapping.array)
-    # Whatever the groups of a second use: the weight lies where the first one put it.
-    cols = mapping.all_col_bounds if array is None else array.spec.cols
-    spec = LayerSpec.of(ctx.target, mapping.row_bounds, cols)
     if array is None:
         groups = 1 if mapping.op == "linear" else int(str(node.args[6]))
         key = f"{ctx.uid}/{mapping.array}"

@@ -147,7 +147,7 @@ def _record(
     info = _info(node, weight, names, path, macs)
     if ctx.select is not None and not ctx.select(info):
         return Digital("choice", "kept digital by select=", macs, path)
-    return Analog(info, names.array(weight))
+    return Analog(info, names.array(weight, info.groups))
 
 
 def _is_product(node: fx.Node) -> bool:
@@ -273,9 +273,12 @@ class _Names:
         self.layers: dict[str, str] = {}
         self.bases: Counter[str] = Counter()
 
-    def array(self, weight: fx.Node) -> str:
-        """Name of the tile array of ``weight``, the same in every graph of a model."""
-        key = expression_key(weight, self.known)
+    def array(self, weight: fx.Node, groups: int) -> str:
+        """Name of the tile array of ``weight``, the same in every graph of a model.
+
+        Convolutions of other groups lay the same weight on tiles in another way.
+        """
+        key = f"{expression_key(weight, self.known)} in {groups}"
         names = self.ctx.array_names
         if key not in names:
             base, taken = base_name(weight, self.parameters), set(names.values())

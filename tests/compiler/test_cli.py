@@ -243,6 +243,27 @@ def test_run_on_data_gives_what_the_model_gives(call: Call, compiled: str) -> No
     assert np.array_equal(np.load("y.npy"), expected.detach().numpy())
 
 
+def test_a_file_is_run_at_a_time(call: Call, tmp_path: Path) -> None:
+    model = torch.nn.Linear(40, 3)
+    with torch.no_grad():
+        model.bias.zero_()
+    x = torch.randn(8, 40)
+    target = analogc.targets.pcm_like().replace(compensation="none", output_noise=0.0)
+    path = tmp_path / "aging.analogc"
+    analogc.compile(model, (x,), target=target, seed=0).save(path)
+    np.save(tmp_path / "x.npy", x.numpy())
+    sizes = []
+    for seconds in ("0", "3e7"):
+        out = str(tmp_path / "y.npy")
+        code, _, _ = call("run", str(path), "--data", str(tmp_path / "x.npy"), "--output", out,
+                          "--time", seconds)  # fmt: skip
+        assert code == 0
+        sizes.append(np.abs(np.load(out)).mean())
+    assert 0.3 < sizes[1] / sizes[0] < 0.7
+    assert "s ago" in call("inspect", str(path))[1]
+    assert call("run", str(path), "--time", "-1")[0] != 0
+
+
 def test_run_takes_inputs_by_name(call: Call) -> None:
     argv = ("--input", "2x5:int64", "--input", "2x5x1", "-o", "t.analogc")
     call("compile", "cli_models:Tokens", *argv)

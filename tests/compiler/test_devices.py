@@ -123,6 +123,20 @@ def test_conductances_have_the_rules_of_access() -> None:
         build("ideal")[1].weights["3"].conductances()
 
 
+def test_a_read_sees_the_noise_of_devices() -> None:
+    _, compiled, _ = build(PCM)
+    weight = compiled.weights["3"]
+    held_now = compiled._ctx.arrays["3"].programmed
+    assert held_now is not None and held_now.read_variance is not None
+    wanted = torch.cat(held_now.read_variance[0], 1) * held_now.scale[:, None] ** 2
+    reads = torch.stack([weight.read() for _ in range(60)])
+    # 60 reads of 960 weights: 1 % at one sigma; ADC steps of 10 bits are a few percent of it.
+    assert float((reads.var(0) / wanted).mean()) == pytest.approx(1, abs=0.06)
+    assert torch.equal(weight.read(noise=False), weight.read(noise=False))
+    steps = 2 * float(weight.get().detach().abs().max()) / 511
+    assert float((weight.read(noise=False) - weight.programmed()).abs().max()) < steps
+
+
 # -- time -----------------------------------------------------------------------------------------
 
 
@@ -203,6 +217,16 @@ def test_gains_are_what_a_chip_measures() -> None:
         torch.testing.assert_close(held(compiled), aged * gain[:, None], rtol=1e-3, atol=1e-4)
 
 
+def test_time_and_gain_are_printed() -> None:
+    _, compiled, _ = build(PCM.replace(compensation="global"))
+    assert repr(compiled.weights["3"]).endswith("programmed 1 times, 0 s ago)")
+    compiled.drift_to(DAY)
+    gain = float(compiled.weights["3"].gain[0])
+    text = f"programmed 1 times, 86400 s ago, gain {gain:.3f} to {gain:.3f})"
+    assert repr(compiled.weights["3"]).endswith(text)
+    assert "s ago" not in repr(build("generic-8bit")[1].weights)
+
+
 def test_a_column_of_zeros_has_gain_one() -> None:
     model = nn.Linear(8, 3)
     with torch.no_grad():
@@ -228,7 +252,7 @@ def test_a_time_without_data_is_warned_of(name: str, latest: float) -> None:
 # -- faults ---------------------------------------------------------------------------------------
 
 FAULTY = small(cell=Cell(mode="pair", g_min=1.0, stuck_on=0.05, dead_rows=0.05, dead_cols=0.05),
-               device=GaussianDevice(0.01))  # fmt: skip
+               device=GaussianDevice(0.01, drift_nu=0.05))  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", [0, None])
@@ -249,6 +273,12 @@ def test_writing_again_meets_the_same_faults(seed: int | None, tmp_path: Path) -
             model.program(again)
             assert torch.equal(broken(model), faults)
             assert not torch.equal(held(model), noise)
+            model.drift_to(DAY)
+            assert torch.equal(broken(model), faults)
+            weight = model.weights["3"]
+            found = weight.conductances().values[:, 0] * weight.get().detach().abs().amax(1)[0] / 24
+            torch.testing.assert_close(found[0] - found[1], weight.programmed()[0],
+                                       rtol=0, atol=1e-3)  # fmt: skip
     other = build(FAULTY, 1)[1]
     assert not torch.equal(broken(other), faults)
 
@@ -332,6 +362,34 @@ def test_a_model_on_the_meta_device_has_its_devices_when_it_is_loaded() -> None:
     compiled.calibrate([torch.randn(4, 96)])
     compiled(torch.randn(4, 96))
     assert compiled.weights["weight"].conductances().values.shape == (2, 10, 96)
+
+
+@pytest.mark.parametrize("target", [PAIR, small()])
+def test_a_weight_that_layers_of_other_groups_share_has_tiles_for_each(
+    target: Target, tmp_path: Path
+) -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(6, 2, 3))
+
+        def forward(self, x: Tensor, wide: Tensor) -> tuple[Tensor, Tensor]:
+            one = nn.functional.conv1d(x, self.weight)
+            return one, nn.functional.conv1d(wide, self.weight, groups=3)
+
+    model, inputs = Shared(), (torch.randn(4, 2, 9), torch.randn(4, 6, 9))
+    compiled = analogc.compile(model, inputs, target=target, seed=0, check=True)
+    assert [(m.array, m.grid, m.groups) for m in compiled.tiles] == [
+        ("weight", (1, 2), 1), ("weight~2", (1, 1), 3),
+    ]  # fmt: skip
+    assert list(compiled.weights) == ["weight", "weight@2"]
+    with torch.no_grad():
+        model.weight.mul_(2)
+        for got, wanted in zip(compiled(*inputs), model(*inputs), strict=True):
+            assert float((got - wanted).norm() / wanted.norm()) < 0.05
+    compiled.save(tmp_path / "model.analogc")
+    loaded = analogc.load(tmp_path / "model.analogc")
+    assert torch.equal(held(loaded, "weight@2"), held(compiled, "weight@2"))
 
 
 def test_training_goes_through_devices() -> None:

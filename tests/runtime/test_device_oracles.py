@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from analogc import Cell, GaussianDevice, Target
 from analogc.devices import (
     Device,
     PCMDevice,
@@ -22,8 +23,10 @@ from analogc.devices import (
     SONOSDevice,
     TableDevice,
 )
+from analogc.errors import InputError
 from analogc.runtime.devices.pcm import FITS
 from analogc.runtime.noise import NoiseKey
+from analogc.runtime.spec import LayerSpec, parse
 
 HOUR, DAY, YEAR = 3600.0, 86400.0, 365 * 86400.0
 KEY = NoiseKey(0, "program/fc", 0)
@@ -209,3 +212,86 @@ def test_noise_is_independent_of_place(name: str) -> None:
     bound = 5 / math.sqrt(error.size)
     assert abs((error[1:] * error[:-1]).mean()) < bound
     assert abs((error[:, 1:] * error[:, :-1]).mean()) < bound
+
+
+# -- settings -------------------------------------------------------------------------------------
+
+TUNED: list[Device] = [
+    GaussianDevice(0.1, 0.05, 0.01, 30.0, "proportional", 0.02),
+    PCMDevice("hermes-one-device", 0.5, 2.0, 0.1, 8.0, (0.1, 0.2), 10.0, 1e-6),
+    ReRAMWanDevice(0.5, 30.0),
+    ReRAMMiloDevice(2.0),
+    ReRAMCMODevice("0.2%", 0.0, 1.0, 3.0),
+    SONOSDevice(0.05, 0.5, 0.0, 2.0),
+    TableDevice((0.0, 1.0, 90.0), (0.1, 0.2, 0.3), (0.0, 0.1, 0.1), (), (1.0, 1.0, 2.0), 5.0),
+]
+
+
+@pytest.mark.parametrize("device", TUNED, ids=lambda d: d.kind)
+def test_a_device_survives_json_and_layer_specs(device: Device) -> None:
+    low, high = device.g_range
+    cell = Cell(g_min=low, g_max=min(high, 40.0), mode="pair") if low < 40 else Cell(
+        g_min=low, g_max=high, mode="pair")  # fmt: skip
+    target = Target(device=device, cell=cell)
+    assert Target.from_json(target.to_json()) == target
+    spec = LayerSpec.of(target, (0, 4), (0, 3))
+    assert parse(spec.to_text()) == spec
+    assert hash(target) == hash(Target.from_json(target.to_json()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        (PCMDevice, {"fit": "best"}, "PCMDevice.fit must be one of nandakumar-2019"),
+        (PCMDevice, {"programming": -1}, "PCMDevice.programming"),
+        (PCMDevice, {"drift": math.nan}, "PCMDevice.drift"),
+        (PCMDevice, {"t0": 0}, "PCMDevice.t0"),
+        (PCMDevice, {"g_max": "x"}, "PCMDevice.g_max"),
+        (PCMDevice, {"sigma": ()}, "PCMDevice.sigma"),
+        (PCMDevice, {"sigma": 3}, "PCMDevice.sigma"),
+        (ReRAMWanDevice, {"scale": None}, "ReRAMWanDevice.scale"),
+        (ReRAMMiloDevice, {"scale": math.inf}, "ReRAMMiloDevice.scale"),
+        (ReRAMCMODevice, {"acceptance": 2e-2}, "acceptance must be one of 0.2%, 2%"),
+        (SONOSDevice, {"v_read": 0}, "SONOSDevice.v_read"),
+        (SONOSDevice, {"v_read": None}, "SONOSDevice.v_read"),
+        (TableDevice, {"conductances": (1.0,)}, "two or more numbers"),
+        (TableDevice, {"conductances": (2.0, 1.0)}, "two or more numbers"),
+        (TableDevice, {"conductances": (-1.0, 1.0)}, "two or more numbers"),
+        (TableDevice, {"sigma": (1.0,)}, "has 1 values for 2 conductances"),
+        (TableDevice, {"nu": (0.1, -0.1)}, "must not be below 0"),
+        (TableDevice, {"read_noise": "ab"}, "tuple of numbers"),
+        (TableDevice, {"t0": None}, "TableDevice.t0"),
+        (GaussianDevice, {"scaling": "log"}, "GaussianDevice.scaling must be one of independent"),
+        (GaussianDevice, {"read_noise": -1}, "GaussianDevice.read_noise"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(
+    kind: Any, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        kind(**fields)
+
+
+def test_a_device_with_all_effects_off_is_ideal() -> None:
+    off: list[Device] = [
+        PCMDevice(programming=0, drift=0, read=0),
+        ReRAMWanDevice(scale=0),
+        ReRAMMiloDevice(scale=0),
+        ReRAMCMODevice(programming=0, drift=0, read=0),
+        SONOSDevice(programming=0, drift=0, read=0),
+        TableDevice(),
+        GaussianDevice(0.0),
+    ]
+    target = torch.linspace(50, 60, 12, dtype=torch.float64)
+    for device in off:
+        assert device.is_ideal and not device.drifts and not device.reads_noisily
+        torch.testing.assert_close(device.state(target, DAY, KEY), target, rtol=1e-12, atol=0)
+        assert (device.read_sigma(target, target, DAY) == 0).all()
+
+
+def test_a_table_is_linear_between_its_points() -> None:
+    device = TableDevice((0.0, 10.0, 20.0), sigma=(0.2, 1.0, 0.4), read_noise=(0.1, 0.3, 0.5))
+    for target, sigma in ((10.0, 1.0), (12.5, 0.85), (20.0, 0.4)):
+        assert float(states(device, target, 0.0).std()) == pytest.approx(sigma, rel=0.02)
+    g = torch.tensor([0.0, 5.0, 20.0], dtype=torch.float64)
+    assert device.read_sigma(g, g, 0.0).tolist() == pytest.approx([0.1, 0.2, 0.5])

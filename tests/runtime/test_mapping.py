@@ -35,6 +35,11 @@ def test_grid_tiles_and_ids() -> None:
     assert CONV.tile_ids == range(5, 13)
 
 
+def test_column_blocks_of_all_groups() -> None:
+    assert CONV.all_col_bounds == (0, 3, 6, 9, 12)
+    assert dataclasses.replace(CONV, groups=1).all_col_bounds == CONV.col_bounds
+
+
 def test_utilisation_is_used_cells_over_all_cells() -> None:
     used = 2 * 6 * 18 * 2  # groups x columns x rows x cells a weight
 
