@@ -152,8 +152,8 @@ class AnalogWeight:
         Included are what the devices hold, with their programming errors and read noise, the
         layer's DAC and ADC bits, and its output noise. The ADC range is not the calibrated one but
         chosen for reading: the largest weight of each row block. So a value is off by half a step
-        of that range at most, plus the noise. A read is one more use of the tiles: the draws of output noise after
-        it are others. Weights of ideal tiles come back exactly.
+        of that range at most, plus the noise. A read is one more use of the tiles: the draws of
+        output noise after it are others. Weights of ideal tiles come back exactly.
 
         Args:
             noise: False leaves the output noise and the devices' read noise out.
