@@ -101,7 +101,7 @@ def linear(
                 sign = torch.where(w.sum(1) > 0, -1.0, 1.0)
             cells = (w * sign[:, None] + 1) / 2 if offset else w
             for k, (digit, full, place) in enumerate(pulses):
-                p = (digit / full) @ cells.mT
+                p = digit @ cells.mT / full
                 if adc is not None or read_out is not None:
                     span = _range(adc_range, spec, r, s, k, stop - start)
                     v = p / span
@@ -113,7 +113,7 @@ def linear(
                         v = v / adc.full_code
                     p = v * span
                 if offset:
-                    p = (2 * p - (digit / full).sum(1, keepdim=True)) * sign
+                    p = (2 * p - digit.sum(1, keepdim=True) / full) * sign
                 y = y + unit * c * (full * place / steps) * p * scale
     return y if bias is None else y + bias
 
