@@ -89,9 +89,10 @@ def linear(
             unit = torch.where(unit > 0, unit, 1.0)
             codes, steps = codes_of(x_r / unit * dac.full_code, dac), dac.full_code
         pulses = [(codes, steps, 1.0)]
-        if dac is not None and slicing is not None and slicing.input_bits is not None:
+        cut = () if slicing is None or slicing.input_bits is None else slicing.input_bits
+        if dac is not None and slicing is not None and len(cut) > 1:
             if slicing.input_accumulation == "digital":
-                pulses = digits_of(codes, slicing.input_bits, dac.codes)
+                pulses = digits_of(codes, cut, dac.codes)
         for s, blocks in enumerate(slices):
             w = blocks[r]
             c = 1.0 if slicing is None else slicing.significances[s]
@@ -100,7 +101,7 @@ def linear(
                 sign = torch.where(w.sum(1) > 0, -1.0, 1.0)
             cells = (w * sign[:, None] + 1) / 2 if offset else w
             for k, (digit, full, place) in enumerate(pulses):
-                p = (digit / full) @ cells.mT
+                p = digit @ cells.mT / full
                 if adc is not None or read_out is not None:
                     span = _range(adc_range, spec, r, s, k, stop - start)
                     v = p / span
@@ -112,7 +113,7 @@ def linear(
                         v = v / adc.full_code
                     p = v * span
                 if offset:
-                    p = (2 * p - (digit / full).sum(1, keepdim=True)) * sign
+                    p = (2 * p - digit.sum(1, keepdim=True) / full) * sign
                 y = y + unit * c * (full * place / steps) * p * scale
     return y if bias is None else y + bias
 
