@@ -149,14 +149,14 @@ class AnalogWeight:
     def read(self, noise: bool = True) -> Tensor:
         """Read the weight physically: one-hot inputs through the tile; works in every access mode.
 
-        Included are what the devices hold, with their programming errors, the layer's DAC and ADC
-        bits, and its output noise. The ADC range is not the calibrated one but chosen for reading:
-        the largest weight of each row block. So a value is off by half a step of that range at
-        most, plus the noise. A read is one more use of the tiles: the draws of output noise after
-        it are others. Weights of ideal tiles come back exactly.
+        Included are what the devices hold, with their programming errors and read noise, the
+        layer's DAC and ADC bits, and its output noise. The ADC range is not the calibrated one but
+        chosen for reading: the largest weight of each row block. So a value is off by half a step
+        of that range at most, plus the noise. A read is one more use of the tiles: the draws of
+        noise after it are others. Weights of ideal tiles come back exactly.
 
         Args:
-            noise: False leaves the output noise out.
+            noise: False leaves the output noise and the devices' read noise out.
 
         Returns:
             A new tensor of the weight's shape, dtype and device.
@@ -169,7 +169,8 @@ class AnalogWeight:
         if spec.is_ideal:
             return value.clone()
         tiles = self._array.current(value)
-        key = self._array.next_call() if noise and spec.output_noise > 0 else None
+        noisy = spec.output_noise > 0 or spec.device.reads_noisily
+        key = self._array.next_call() if noise and noisy else None
         return read(tiles, value.shape, spec, key).to(value.dtype)
 
     @property

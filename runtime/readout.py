@@ -9,12 +9,13 @@ from torch import Tensor
 
 from . import kernels
 from .converters import Converter
+from .devices.base import sub_key
 from .kernels import Ranges
 from .mvm import DenseMVM
 from .noise import NoiseKey
 from .reference import flat_weight
 from .spec import LayerSpec
-from .tiles import Programmed
+from .tiles import Programmed, join
 
 
 def read(tiles: Programmed, shape: torch.Size, spec: LayerSpec, key: NoiseKey | None) -> Tensor:
@@ -28,9 +29,12 @@ def read(tiles: Programmed, shape: torch.Size, spec: LayerSpec, key: NoiseKey | 
         tiles: what is programmed.
         shape: of the weight.
         spec: settings of the layer.
-        key: of the output noise; None leaves it out.
+        key: of output noise and the devices' read noise; None leaves both out.
     """
     matrix = flat_weight(tiles, shape, spec)
+    if key is not None and tiles.read_variance is not None:
+        noisy = sub_key(key, "devices").normal(matrix.shape, matrix.dtype, matrix.device)
+        matrix = noisy.mul_(_variance(tiles, shape, spec).sqrt_()).add_(matrix)
     noise = 0.0 if key is None else spec.output_noise
     columns = []
     for r, (start, stop) in enumerate(spec.blocks):
@@ -50,3 +54,13 @@ def read(tiles: Programmed, shape: torch.Size, spec: LayerSpec, key: NoiseKey | 
         y, _ = kernels.forward(DenseMVM(line), drives, held, None, ranges, line, drawn)
         columns.append(y.mT)
     return torch.cat(columns, dim=1).view(shape)
+
+
+def _variance(tiles: Programmed, shape: torch.Size, spec: LayerSpec) -> Tensor:
+    """Variance of one read of the effective weight, ``[N, K]``: of all slices."""
+    assert tiles.read_variance is not None, "the devices have read noise"
+    parts = [
+        join(part, shape, spec) * c**2
+        for part, c in zip(tiles.read_variance, tiles.significances, strict=True)
+    ]
+    return torch.stack(parts).sum(0)

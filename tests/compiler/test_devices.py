@@ -123,6 +123,20 @@ def test_conductances_have_the_rules_of_access() -> None:
         build("ideal")[1].weights["3"].conductances()
 
 
+def test_a_read_sees_the_noise_of_devices() -> None:
+    _, compiled, _ = build(PCM)
+    weight = compiled.weights["3"]
+    held_now = compiled._ctx.arrays["3"].programmed
+    assert held_now is not None and held_now.read_variance is not None
+    wanted = torch.cat(held_now.read_variance[0], 1) * held_now.scale[:, None] ** 2
+    reads = torch.stack([weight.read() for _ in range(60)])
+    # 60 reads of 960 weights: 1 % at one sigma; ADC steps of 10 bits are a few percent of it.
+    assert float((reads.var(0) / wanted).mean()) == pytest.approx(1, abs=0.06)
+    assert torch.equal(weight.read(noise=False), weight.read(noise=False))
+    steps = 2 * float(weight.get().detach().abs().max()) / 511
+    assert float((weight.read(noise=False) - weight.programmed()).abs().max()) < steps
+
+
 # -- time -----------------------------------------------------------------------------------------
 
 
