@@ -89,9 +89,10 @@ def linear(
             unit = torch.where(unit > 0, unit, 1.0)
             codes, steps = codes_of(x_r / unit * dac.full_code, dac), dac.full_code
         pulses = [(codes, steps, 1.0)]
-        if dac is not None and slicing is not None and slicing.input_bits is not None:
+        cut = () if slicing is None or slicing.input_bits is None else slicing.input_bits
+        if dac is not None and slicing is not None and len(cut) > 1:
             if slicing.input_accumulation == "digital":
-                pulses = digits_of(codes, slicing.input_bits, dac.codes)
+                pulses = digits_of(codes, cut, dac.codes)
         for s, blocks in enumerate(slices):
             w = blocks[r]
             c = 1.0 if slicing is None else slicing.significances[s]

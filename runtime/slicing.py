@@ -57,7 +57,7 @@ class Slicing:
     input_bits: tuple[int, ...] | None = None
     """Bits of each pulse, the most significant first: all 1 is bit-serial. They make up the code of
     the DAC: two's complement (``codes="symmetric"``, its bits), sign and magnitude (one bit less),
-    ``"offset"`` and ``"unsigned"`` (its bits). None: one pulse of the DAC's own levels."""
+    ``"offset"`` and ``"unsigned"`` (its bits). None, or one: a pulse of the DAC's own levels."""
     input_accumulation: Literal["digital", "analog"] = "digital"
     """``"digital"``: the ADC converts after each pulse. ``"analog"``: the charge of all pulses is
     added up with their significance and converted once."""
