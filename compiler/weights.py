@@ -16,13 +16,13 @@ from ..runtime.reference import flat_weight
 from ..runtime.tiles import TileArray
 
 if TYPE_CHECKING:
-    from .model import CompiledModel
+    from .tiled import Tiled
 
 
 class AnalogWeight:
     """One weight on the tiles."""
 
-    def __init__(self, model: CompiledModel, name: str, array: TileArray) -> None:
+    def __init__(self, model: Tiled, name: str, array: TileArray) -> None:
         self._model = model
         self._name = name
         self._array = array
@@ -192,7 +192,7 @@ class AnalogWeight:
 class WeightMap(Mapping[str, AnalogWeight]):
     """All analog weights of the current graph, by name."""
 
-    def __init__(self, model: CompiledModel, arrays: dict[str, TileArray]) -> None:
+    def __init__(self, model: Tiled, arrays: dict[str, TileArray]) -> None:
         self._weights = {name: AnalogWeight(model, name, array) for name, array in arrays.items()}
 
     def __getitem__(self, name: str) -> AnalogWeight:

@@ -650,7 +650,7 @@ def test_a_file_without_a_known_mode_is_refused(
     value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, compiled, _ = build("sealed")
-    describe = archive._describe
+    describe = archive.describe
 
     def altered(model: CompiledModel) -> Any:
         manifest, tensors = describe(model)

@@ -18,7 +18,7 @@ from torch import nn
 
 import analogc
 from analogc.__main__ import main
-from analogc.compiler import cli
+from analogc.compiler.commands import targets as targets_command
 
 MODELS = """
 import torch
@@ -431,7 +431,7 @@ def test_an_unexpected_error_points_to_debug(call: Call, monkeypatch: pytest.Mon
     def fail(_: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(cli, "_targets", fail)
+    monkeypatch.setattr(targets_command, "_targets", fail)
     code, _, err = call("targets")
     assert code == 1 and "ZeroDivisionError: oops" in err and "--debug" in err
 
@@ -445,7 +445,7 @@ def test_an_interrupt_is_code_130(call: Call, monkeypatch: pytest.MonkeyPatch) -
     def stop(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_targets", stop)
+    monkeypatch.setattr(targets_command, "_targets", stop)
     code, _, err = call("targets")
     assert code == 130 and err == "analogc: interrupted\n"
 
@@ -457,7 +457,7 @@ def test_warnings_are_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> N
         warnings.simplefilter("always")
         warnings.warn("mind this", stacklevel=1)
 
-    monkeypatch.setattr(cli, "_targets", warn)
+    monkeypatch.setattr(targets_command, "_targets", warn)
     code, _, err = call("targets")
     assert code == 0 and err == "analogc: warning: mind this\n"
 

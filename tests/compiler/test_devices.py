@@ -344,11 +344,11 @@ def test_a_file_without_the_variance_of_reads_is_refused(tmp_path: Path) -> None
     _, compiled, _ = build(PCM)
     data = archive.to_bytes(compiled)
     tensors = safetensors.torch.load(data)
-    manifest, _ = archive._describe(compiled)
+    manifest, _ = archive.describe(compiled)
     lost = {k: v for k, v in tensors.items() if not k.endswith(".3.variance0")}
     assert len(lost) == len(tensors) - 1
     with pytest.raises(FormatError, match="does not fit"):
-        archive._rebuild(manifest, lost, torch.device("cpu"), ())
+        archive.rebuild(manifest, lost, torch.device("cpu"), ())
 
 
 def test_a_model_on_the_meta_device_has_its_devices_when_it_is_loaded() -> None:
