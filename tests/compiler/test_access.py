@@ -24,7 +24,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import analogc
 from analogc import CompiledModel
-from analogc.compiler import archive
+from analogc.compiler import archive, archive_write
 from analogc.errors import AccessError, FormatError, InputError, SyncError, UnsupportedError
 from analogc.runtime.guard import refusal
 
@@ -650,7 +650,7 @@ def test_a_file_without_a_known_mode_is_refused(
     value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, compiled, _ = build("sealed")
-    describe = archive.describe
+    describe = archive_write.describe
 
     def altered(model: CompiledModel) -> Any:
         manifest, tensors = describe(model)
@@ -659,7 +659,7 @@ def test_a_file_without_a_known_mode_is_refused(
             manifest["weight_access"] = value
         return json.loads(json.dumps(manifest)), tensors
 
-    monkeypatch.setattr(archive, "_describe", altered)
+    monkeypatch.setattr(archive, "describe", altered)
     compiled.save(tmp_path / "model")
     with pytest.raises(FormatError, match="weight_access"):
         analogc.load(tmp_path / "model")

@@ -339,16 +339,16 @@ def test_copies_and_files_hold_the_same_state(
 def test_a_file_without_the_variance_of_reads_is_refused(tmp_path: Path) -> None:
     import safetensors.torch
 
-    from analogc.compiler import archive
+    from analogc.compiler import archive, archive_read, archive_write
 
     _, compiled, _ = build(PCM)
     data = archive.to_bytes(compiled)
     tensors = safetensors.torch.load(data)
-    manifest, _ = archive.describe(compiled)
+    manifest, _ = archive_write.describe(compiled)
     lost = {k: v for k, v in tensors.items() if not k.endswith(".3.variance0")}
     assert len(lost) == len(tensors) - 1
     with pytest.raises(FormatError, match="does not fit"):
-        archive.rebuild(manifest, lost, torch.device("cpu"), ())
+        archive_read.rebuild(manifest, lost, torch.device("cpu"), ())
 
 
 def test_a_model_on_the_meta_device_has_its_devices_when_it_is_loaded() -> None:
