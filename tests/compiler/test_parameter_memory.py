@@ -377,7 +377,7 @@ ALLOWED = {
     "runtime/target.py:Target.device": "the device model of a target, no torch.device",
     "runtime/spec.py:LayerSpec.device": "the device model of a layer, no torch.device",
     "runtime/devices/cell.py:Cell.devices": "how many a weight has",
-    "compiler/mlir/arguments.py:Argument.dtype": "of an MLIR module, which is what it was when made",
+    "compiler/mlir/arguments.py:Argument.dtype": "of a module, as it was when made",
     "compiler/mlir/native.py:NativeCode._dtypes": "of the results of machine code",
     "compiler/mlir/iree.py:IreeCode._dtypes": "of the results of machine code",
     "compiler/mlir/dialect.py:LinearOp.device": "an attribute of MLIR",

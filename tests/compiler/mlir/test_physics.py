@@ -1,4 +1,4 @@
-"""Targets with physics: every setting is in the module; linalg computes it or refuses it by name."""
+"""Targets with physics: every setting is in the module; linalg computes it or names what it lacks."""
 
 from __future__ import annotations
 
