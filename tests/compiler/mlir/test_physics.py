@@ -1,4 +1,4 @@
-"""Targets with physics: every setting is in the module; linalg computes it or names what it lacks."""
+"""Targets with physics: each setting is in the module; linalg computes it or says what it lacks."""
 
 from __future__ import annotations
 
