@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from . import tiles
-from .converters import FROM_DATA
+from .converters import FROM_DATA, Converter
 from .devices import IdealDevice
 from .errors import InputError
 from .histogram import Histogram
@@ -47,7 +47,7 @@ class _Observer:
         self.inputs = Histogram(blocks, device)
         self.means = None
         if spec.dac is not None and spec.dac.range == "average":
-            vectors = dataclasses.replace(spec, dac=dataclasses.replace(spec.dac, range="dynamic"))
+            vectors = dataclasses.replace(spec, dac=Converter(range="dynamic"))
             self.means = MeanPeaks(geometry(vectors, weight.shape, *between), blocks, device)
         self.sampled = None
         if spec.physical and spec.adc is not None and spec.adc.range == "calibrated":

@@ -351,7 +351,7 @@ def test_calibration_data_may_be_an_iterator_of_tensors() -> None:
     assert float((found - exact).abs().max()) < 0.05 * float(exact.abs().max())
 
 
-AVERAGE = LayerSpec((0, 5, 18), Converter(8, "average"), Converter(8))
+AVERAGE = LayerSpec((0, 5, 18), Converter(8, "average", learned=True), Converter(8))
 
 
 @pytest.mark.parametrize("groups", [0, 1, 2])

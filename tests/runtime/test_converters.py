@@ -141,6 +141,6 @@ def test_a_cap_is_for_dynamic_ranges() -> None:
             Converter(8, "dynamic", cap=cap)  # type: ignore[arg-type]
     for range in ("calibrated", "average", 3.0):
         with pytest.raises(InputError, match=r"Converter\.cap"):
-            Converter(8, range, cap=2.0)  # type: ignore[arg-type]
+            Converter(8, range, cap=2.0)
     with pytest.raises(InputError, match=r"Target\.adc: range='average' is for a DAC"):
         Target(adc=Converter(8, "average"))
