@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from . import tiles
+from .converters import FROM_DATA, Converter
 from .devices import IdealDevice
 from .errors import InputError
 from .histogram import Histogram
@@ -19,6 +20,7 @@ from .mapping import TileMapping
 from .mvm import Geometry, geometry
 from .noise import NoiseKey
 from .ops import NAMES, digital
+from .peaks import MeanPeaks
 from .progress import with_progress
 from .regions import kept_modes, plain_precision
 from .sampled import SampledSums
@@ -43,6 +45,10 @@ class _Observer:
         self.tiles = tiles.program(resolve(weight), exact, NoiseKey(0, "", 0))
         blocks, device = len(spec.blocks), weight.device
         self.inputs = Histogram(blocks, device)
+        self.means = None
+        if spec.dac is not None and spec.dac.range == "average":
+            vectors = dataclasses.replace(spec, dac=Converter(range="dynamic"))
+            self.means = MeanPeaks(geometry(vectors, weight.shape, *between), blocks, device)
         self.sampled = None
         if spec.physical and spec.adc is not None and spec.adc.range == "calibrated":
             self.sampled = SampledSums(exact, self.mvm, self.tiles)
@@ -53,6 +59,8 @@ class _Observer:
     def add(self, x: Tensor, dims: int) -> None:
         """Count one batch of inputs of a layer whose weight has ``dims`` dims."""
         x = x.to(self.tiles.scale.dtype)
+        if self.spec.cap is not None:
+            x = x.clamp(-self.spec.cap, self.spec.cap)
         if dims > 2 and x.dim() == dims - 1:
             x = x.unsqueeze(0)
         if self.sampled is not None:
@@ -68,6 +76,8 @@ class _Observer:
             p = self.mvm.finish(self.mvm.multiply(part, weight, r))
             column = p.dim() - 1 if dims == 2 else 1
             sums.append(p.movedim(column, 0).reshape(self.series, -1))
+        if self.means is not None:
+            self.means.add(x)
         if self.spec.dac is not None and self.spec.dac.range == "calibrated":
             for r, part in enumerate(inputs):
                 if self.spec.dac.codes == "unsigned":
@@ -80,7 +90,8 @@ class _Observer:
     def finite(self) -> bool:
         """Whether all values were."""
         sampled = self.sampled is None or self.sampled.finite
-        return self.inputs.finite and self.sums.finite and sampled
+        means = self.means is None or self.means.finite
+        return self.inputs.finite and self.sums.finite and sampled and means
 
     def choose(
         self, how: Calibration, input_range: Tensor | None, adc_range: Tensor | None
@@ -88,9 +99,12 @@ class _Observer:
         """Fill in the calibrated ranges; False if the data was all zero somewhere."""
         alive = True
         dac, adc = self.spec.dac, self.spec.adc
-        if dac is not None and dac.range == "calibrated":
+        if dac is not None and dac.range in FROM_DATA:
             assert input_range is not None, "a calibrated DAC has a range buffer"
-            found = self.inputs.choose(how, dac.full_code)
+            if self.means is not None:
+                found = self.means.mean().to(input_range.dtype)
+            else:
+                found = self.inputs.choose(how, dac.full_code)
             alive &= bool((found > 0).all())
             input_range.copy_(torch.where(found > 0, found, torch.ones_like(found)))
         if adc is not None and adc.range == "calibrated":
@@ -247,7 +261,7 @@ def choose_ranges(observations: Iterable[Observation], how: Calibration) -> None
 
 
 def _needs_data(spec: LayerSpec) -> bool:
-    return any(c is not None and c.range == "calibrated" for c in (spec.dac, spec.adc))
+    return any(c is not None and c.range in FROM_DATA for c in (spec.dac, spec.adc))
 
 
 def _is_set(root: torch.nn.Module, node: fx.Node) -> bool:

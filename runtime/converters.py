@@ -16,8 +16,10 @@ from torch import Tensor
 
 from .errors import InputError
 
-RangeKind = Literal["calibrated", "dynamic", "full"]
+RangeKind = Literal["calibrated", "average", "dynamic", "full"]
+RANGES: tuple[RangeKind, ...] = ("calibrated", "average", "dynamic", "full")
 Codes = Literal["symmetric", "sign-magnitude", "offset", "unsigned"]
+FROM_DATA: tuple[RangeKind, ...] = ("calibrated", "average")
 CODES: tuple[Codes, ...] = ("symmetric", "sign-magnitude", "offset", "unsigned")
 
 
@@ -32,8 +34,9 @@ class Converter:
     bits: int = 8
     """Resolution in bits, sign included."""
     range: RangeKind | float = "calibrated"
-    """Where it clips. ``"calibrated"``: from data, one range per row block. ``"dynamic"``: the
-    abs-max of each input vector (DAC only). ``"full"``: the largest value possible (ADC only: the
+    """Where it clips. ``"calibrated"``: from data, one range per row block. ``"average"``: from
+    data, the mean of the abs-max of the input vectors (DAC only). ``"dynamic"``: the abs-max of
+    each input vector (DAC only). ``"full"``: the largest value possible (ADC only: the
     number of rows). A number: that value; for a DAC in the units of the layer's input, for an ADC
     in units of one full-scale input on one full-scale weight."""
     per_column: bool = False
@@ -64,6 +67,9 @@ class Converter:
     once more, scaled down to where even the largest sum possible does not clip."""
     learned: bool = False
     """DAC only: the range is trained, see ``compiled.learned_ranges()``."""
+    cap: float | None = None
+    """With ``range="dynamic"``: the range is at most this, in the units of the layer's input, and a
+    larger input clips; None: no limit."""
 
     def __post_init__(self) -> None:
         if isinstance(self.bits, bool) or not isinstance(self.bits, int):
@@ -74,15 +80,24 @@ class Converter:
                 fix="use None in place of the converter for an ideal one",
             )
         if isinstance(self.range, str):
-            if self.range not in ("calibrated", "dynamic", "full"):
+            if self.range not in RANGES:
                 raise InputError(
-                    f"Converter.range must be 'calibrated', 'dynamic', 'full' or a number, "
+                    f"Converter.range must be {', '.join(map(repr, RANGES))} or a number, "
                     f"got {self.range!r}"
                 )
         elif not is_number(self.range) or self.range <= 0:
             raise InputError(
                 f"Converter.range must be a name or a positive finite number, got {self.range!r}"
             )
+        if self.cap is not None:
+            if not is_number(self.cap) or self.cap <= 0:
+                raise InputError(
+                    f"Converter.cap must be None or a positive finite number, got {self.cap!r}"
+                )
+            if self.range != "dynamic":
+                raise InputError(
+                    "Converter.cap limits range='dynamic'", fix="range= a number is a fixed limit"
+                )
         if not isinstance(self.per_column, bool):
             raise InputError(f"Converter.per_column must be a bool, got {self.per_column!r}")
         if self.per_column and self.range != "calibrated":
@@ -126,8 +141,8 @@ class Converter:
 
     def check_adc(self) -> None:
         """InputError for settings that only a DAC has."""
-        if self.range == "dynamic":
-            raise InputError("Target.adc: range='dynamic' is for a DAC")
+        if self.range in ("dynamic", "average"):
+            raise InputError(f"Target.adc: range={self.range!r} is for a DAC")
         if self.learned:
             raise InputError("Target.adc: learned is for a DAC")
 

@@ -100,6 +100,11 @@ def _check_operands(x: Tensor, weight: Tensor, groups: int, spec: LayerSpec) -> 
         )
 
 
+def _capped(x: Tensor, spec: LayerSpec) -> Tensor:
+    """Inputs as a DAC with a limit to its dynamic range clips them: their abs-max is that range."""
+    return x if spec.cap is None else x.clamp(-spec.cap, spec.cap)
+
+
 def _simulate(
     x: Tensor,
     weight: Tensor,
@@ -115,6 +120,7 @@ def _simulate(
     want_mask: bool,
 ) -> tuple[Tensor, Tensor | None]:
     _check_operands(x, weight, groups, spec)
+    x = _capped(x, spec)
     array = tiles.find(key)
     held = tiles.stateless(weight, spec, groups) if array is None else array.current(weight)
     noise = None
@@ -290,6 +296,7 @@ def saving_backward_kernel(
     """``analogc::saving_backward`` on tensors with memory: gradients of input and weight."""
     settings = parse(spec)
     single = weight.dim() > 2 and x.dim() == weight.dim() - 1
+    given, x = x, _capped(x, settings)
     batched, batched_grad = (x.unsqueeze(0), grad.unsqueeze(0)) if single else (x, grad)
     array = tiles.find(key)
     held = tiles.stateless(weight, settings, groups) if array is None else array.as_used(weight)
@@ -318,6 +325,8 @@ def saving_backward_kernel(
         grad_x = x.new_empty(0)
     else:
         grad_x = (grad_x.squeeze(0) if single else grad_x).contiguous()
+        if settings.cap is not None:
+            grad_x = grad_x * (given.abs() <= settings.cap)
     return grad_x, x.new_empty(0) if grad_w is None else grad_w.contiguous()
 
 

@@ -187,6 +187,7 @@ class _Cells:
         self._widths = torch.tensor(
             [b - a for a, b in zip(cols, cols[1:], strict=False)], device=weight.device
         )
+        self._count = cols[-1]
         self._targets = cell.encode(weight)
         self.planes = self._written(self._targets, key)
         alive = None
@@ -214,7 +215,7 @@ class _Cells:
         """``[P, column blocks, K]`` of references as ``[P, N, K]``: that of each weight's tile."""
         if reference is None:
             return None
-        return reference.repeat_interleave(self._widths, dim=1)
+        return reference.repeat_interleave(self._widths, dim=1, output_size=self._count)
 
     def read_variance(self) -> Tensor:
         """Variance of one read of the normalised weight, ``[N, K]``.

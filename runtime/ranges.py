@@ -45,7 +45,7 @@ class RangeTable(nn.Module):
                 lengths = [stop - start for start, stop in spec.blocks]
                 rows = torch.tensor(lengths, dtype=torch.float32, device=device)
                 value.copy_(rows.view(-1, *[1] * (len(shape) - 1)).expand(shape))
-            elif converter.range != "calibrated":
+            elif not isinstance(converter.range, str):
                 value.fill_(converter.range)
             value.requires_grad_(converter.learned)
             buffer = f"{name}_{suffix}"

@@ -163,6 +163,7 @@ def linear(
         if spec.dac is not None:
             if input_range is None:
                 peak = x_r.detach().abs().amax(-1, keepdim=True)
+                peak = peak.clamp(max=spec.dac.cap or torch.inf)
                 full = torch.where(peak > 0, peak, 1.0)
             else:
                 full = input_range[r].to(x.dtype)

@@ -85,7 +85,8 @@ def linear(
         unit = torch.ones(())
         codes, steps = x_r, 1.0
         if dac is not None:
-            unit = x_r.abs().amax(1, keepdim=True) if input_range is None else input_range[r]
+            peak = x_r.abs().amax(1, keepdim=True).clamp(max=dac.cap or torch.inf)
+            unit = peak if input_range is None else input_range[r]
             unit = torch.where(unit > 0, unit, 1.0)
             codes, steps = codes_of(x_r / unit * dac.full_code, dac), dac.full_code
         pulses = [(codes, steps, 1.0)]

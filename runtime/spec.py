@@ -137,6 +137,11 @@ class LayerSpec:
         """True if the input range is taken from each input vector."""
         return self.dac is not None and self.dac.range == "dynamic"
 
+    @property
+    def cap(self) -> float | None:
+        """Largest input range that is taken from an input vector; None: any."""
+        return None if self.dac is None else self.dac.cap
+
     def to_text(self) -> str:
         """Compact JSON; equal specs have equal texts."""
         target = Target(**{name: getattr(self, name) for name in _SHARED}).to_dict()

@@ -33,6 +33,10 @@ TOLERABLE = 0.01
 """Estimated relative error of column currents beyond which ``method="auto"`` warns."""
 _Tile = tuple[int, tuple[int, int], tuple[int, int]]
 """Number of the column block, its columns, its rows."""
+_NOTHING = 1e-15
+"""Resistance [ohm] that no current notices: 1e-19 of a cell of 100 uS."""
+_BESIDE = 1e-10
+"""Share of a terminal's resistance below which that of a segment would be lost in rounding."""
 _TOGETHER = 1 << 17
 """Matrix entries of tiles that are solved together: many small ones, large ones by themselves."""
 
@@ -106,13 +110,13 @@ class Wires:
     def row(self) -> Line:
         """A row line."""
         first, last = self.drive != "right", self.drive != "left"
-        return Line(self.row_resistance, first, last, self.source_resistance)
+        return _line(self.row_resistance, first, last, self.source_resistance)
 
     @property
     def col(self) -> Line:
         """A column line."""
         first, last = self.sense != "bottom", self.sense != "top"
-        return Line(self.col_resistance, first, last, self.sense_resistance)
+        return _line(self.col_resistance, first, last, self.sense_resistance)
 
     def effective(
         self,
@@ -215,6 +219,13 @@ class Wires:
                 WireResistanceWarning,
                 stacklevel=2,
             )
+
+
+def _line(segment: float, first: bool, last: bool, terminal: float) -> Line:
+    """A line, without segments that are nothing beside its terminals or any cell."""
+    terminal = 0.0 if terminal < _NOTHING else terminal
+    segment = 0.0 if segment < max(_NOTHING, _BESIDE * terminal) else segment
+    return Line(segment, first, last, terminal)
 
 
 def first_order_error(g: Tensor, wires: Wires) -> float:

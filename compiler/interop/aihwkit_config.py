@@ -278,6 +278,7 @@ class _Translation:
         rounding = _rounding(forward.flag("inp_sto_round", False))
         bits = self._bits("inp_res", 1 / (2**7 - 2))
         range_: Any
+        cap: float | None = None
         unit = 1.0
         start, batches = learned.number("init_value", 3.0), learned.count("init_from_data", 100)
         train = learned.flag("learn_input_range", True) and enabled
@@ -299,20 +300,28 @@ class _Translation:
             unit = bound
             range_ = bound * (most if managed == "constant" and most > 0 else 1.0)
         else:
-            range_ = "calibrated" if managed == "averageabsmax" else "dynamic"
-            if managed != "absmax":
-                what = (
-                    "the mean of past magnitudes" if range_ == "calibrated" else "another measure"
+            range_ = "average" if managed == "averageabsmax" else "dynamic"
+            if range_ == "average":
+                self.say(
+                    "forward.noise_management",
+                    "approximated",
+                    "the mean abs-max of calibration data, which a running mean comes to",
                 )
-                how = "a calibrated range" if range_ == "calibrated" else "each input's abs-max"
-                self.say("forward.noise_management", "approximated", f"{how} instead of {what}")
-            if most > 0:
-                self.say("forward.nm_thres", "dropped", "the range of an input is not limited")
+            elif managed != "absmax":
+                self.say(
+                    "forward.noise_management",
+                    "approximated",
+                    "each input's abs-max instead of another measure",
+                )
+            if most > 0 and managed == "absmax":
+                cap = most
+            elif most > 0:
+                self.say("forward.nm_thres", "dropped", "only an abs-max is limited")
         if unit == 1.0 and bound != 1.0 and not isinstance(range_, float):
             self.say("forward.inp_bound", "dropped", "the DAC's bound is the input's range")
         if bits is None:
             self.say("forward.inp_res", "approximated", f"no resolution: {_FINEST} bits instead")
-        return Converter(bits or _FINEST, range_, rounding=rounding, learned=train), unit
+        return Converter(bits or _FINEST, range_, rounding=rounding, learned=train, cap=cap), unit
 
     def _adc(self, unit: float) -> Converter | None:
         forward = self.forward

@@ -40,7 +40,8 @@ class TileType(_Type, name="tile"):
 class ConverterAttr(_Attribute, name="converter"):
     """A DAC or ADC: bits, sign included (2..16); where it clips; further settings.
 
-    The range is ``"calibrated"``, ``"dynamic"`` (DAC), ``"full"`` (ADC) or a number.
+    The range is ``"calibrated"``, ``"average"`` and ``"dynamic"`` (DAC), ``"full"`` (ADC) or a
+    number.
     """
 
     bits: ir.IntegerAttr

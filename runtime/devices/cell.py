@@ -21,6 +21,7 @@ from ..errors import InputError
 
 Mode = Literal["direct", "pair", "pair-two-sided", "offset"]
 Fill = Literal["equal", "sequential", "digits"]
+_MOST_DEVICES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +77,10 @@ class Cell:
             if value not in get_args(kinds):
                 known = ", ".join(get_args(kinds))
                 raise InputError(f"Cell.{name} must be one of {known}, got {value!r}")
-        if not _is_count(self.devices, 1):
-            raise InputError(f"Cell.devices must be an int >= 1, got {self.devices!r}")
+        if not _is_count(self.devices, 1) or self.devices > _MOST_DEVICES:
+            raise InputError(
+                f"Cell.devices must be an int 1..{_MOST_DEVICES}, got {self.devices!r}"
+            )
         if not isinstance(self.significances, tuple | list):
             raise InputError(f"Cell.significances must be a tuple, got {self.significances!r}")
         given = tuple(self.significances)

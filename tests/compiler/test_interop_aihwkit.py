@@ -383,3 +383,17 @@ def test_the_library_s_own_objects() -> None:
 
     assert target == read(CONFIGURATIONS["inference"])[0]
     assert re.match(r"mapping", notes[0].setting)
+
+
+def test_input_scales_with_a_limit_and_running_ones() -> None:
+    limited, notes = read(changed(forward__noise_management="ABS_MAX", forward__nm_thres=1.5))
+    assert limited.dac is not None and (limited.dac.range, limited.dac.cap) == ("dynamic", 1.5)
+    assert "forward.nm_thres" not in lost(notes)
+
+    running, notes = read(changed(forward__noise_management="AVERAGE_ABS_MAX"))
+    assert running.dac is not None and running.dac.range == "average"
+    assert lost(notes)["forward.noise_management"] == "approximated"
+
+    other, notes = read(changed(forward__noise_management="MAX", forward__nm_thres=1.5))
+    assert other.dac is not None and (other.dac.range, other.dac.cap) == ("dynamic", None)
+    assert lost(notes)["forward.nm_thres"] == "dropped"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import analogc
+from analogc import targets
 from analogc.errors import InputError, UnsupportedError
 
 X = torch.linspace(-1.0, 1.0, 4 * 3 * 6 * 6).reshape(4, 3, 6, 6)
@@ -57,8 +58,9 @@ def test_reports_are_those_of_the_real_model(examples: str, target: str) -> None
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_a_meta_input_gives_a_meta_output(training: bool) -> None:
-    y = on_meta().train(training)(X.to("meta"))
+@pytest.mark.parametrize("target", targets.names())
+def test_a_meta_input_gives_a_meta_output(training: bool, target: str) -> None:
+    y = on_meta(target=target).train(training)(X.to("meta"))
     assert y.is_meta and y.shape == (4, 5)
 
 

@@ -349,3 +349,48 @@ def test_calibration_data_may_be_an_iterator_of_tensors() -> None:
         found, again, exact = one(7 * x), two(7 * x), model(7 * x)
     assert torch.equal(found, again)
     assert float((found - exact).abs().max()) < 0.05 * float(exact.abs().max())
+
+
+AVERAGE = LayerSpec((0, 5, 18), Converter(8, "average", learned=True), Converter(8))
+
+
+@pytest.mark.parametrize("groups", [0, 1, 2])
+def test_average_ranges_are_the_mean_abs_max_of_the_vectors(groups: int) -> None:
+    if not groups:
+        rig, batches = Rig(AVERAGE, torch.randn(6, 18)), [torch.randn(n, 18) for n in (3, 5)]
+        vectors = torch.cat(batches)
+    else:
+        geometry = ([2, 2], [1, 1], [1, 1], groups)
+        rig = Rig(AVERAGE, torch.randn(4, 2, 3, 3), geometry)
+        batches = [torch.randn(n, 2 * groups, 7, 6) for n in (3, 5)]
+        patches = F.unfold(torch.cat(batches), 3, padding=1, stride=2).mT
+        vectors = patches.unflatten(-1, (groups, 18)).flatten(0, 2)
+
+    rig.calibrate(*batches)
+
+    peaks = [vectors[:, a:b].abs().amax(1).mean() for a, b in AVERAGE.blocks]
+    torch.testing.assert_close(rig.input, torch.stack(peaks))
+    assert bool((rig.adc > 0).all())
+
+
+def test_average_ranges_leave_out_what_is_not_finite() -> None:
+    weight, x = torch.randn(4, 18), torch.randn(5, 18)
+    clean, rig = Rig(AVERAGE, weight), Rig(AVERAGE, weight)
+
+    clean.calibrate(x)
+    with pytest.warns(UserWarning, match="NaN or infinite at fc"):
+        rig.calibrate(torch.cat([x, torch.full((1, 18), torch.nan)]))
+
+    assert torch.equal(clean.input, rig.input)
+
+
+def test_a_capped_dynamic_range_is_capped_in_calibration() -> None:
+    weight, x = torch.randn(4, 18), 5 * torch.randn(40, 18)
+    capped = LayerSpec((0, 5, 18), Converter(8, "dynamic", cap=1.5), Converter(8))
+    plain = LayerSpec((0, 5, 18), Converter(8, "dynamic"), Converter(8))
+    found, right = Rig(capped, weight), Rig(plain, weight)
+
+    found.calibrate(x)
+    right.calibrate(x.clamp(-1.5, 1.5))
+
+    assert torch.equal(found.adc, right.adc)

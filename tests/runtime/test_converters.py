@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from analogc.errors import InputError
 from analogc.runtime.converters import Converter, absmax, to_codes
+from analogc.runtime.target import Target
 
 
 @pytest.mark.parametrize("bits", [1, 0, -3, 17, 8.0, "8", True, None])
@@ -129,3 +130,17 @@ def test_absmax_is_one_where_all_is_zero() -> None:
 
     assert peak.tolist() == [[1.0], [3.0]]
     assert not peak.requires_grad
+
+
+def test_a_cap_is_for_dynamic_ranges() -> None:
+    assert Target.from_json(
+        Target(dac=Converter(8, "dynamic", cap=2.0)).to_json()
+    ).dac == Converter(8, "dynamic", cap=2.0)
+    for cap in (0, -1.0, math.inf, math.nan, "2", True):
+        with pytest.raises(InputError, match=r"Converter\.cap"):
+            Converter(8, "dynamic", cap=cap)  # type: ignore[arg-type]
+    for range in ("calibrated", "average", 3.0):
+        with pytest.raises(InputError, match=r"Converter\.cap"):
+            Converter(8, range, cap=2.0)
+    with pytest.raises(InputError, match=r"Target\.adc: range='average' is for a DAC"):
+        Target(adc=Converter(8, "average"))

@@ -23,6 +23,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "8bit": {"dac": Converter(8), "adc": Converter(8)},
     "per-column": {"dac": Converter(8), "adc": Converter(8, per_column=True)},
     "dynamic": {"dac": Converter(8, "dynamic"), "adc": Converter(8)},
+    "capped": {"dac": Converter(8, "dynamic", cap=0.7), "adc": Converter(8)},
 }
 SIMULATED = [name for name in SETTINGS if name != "ideal"]
 SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[Any, ...]]] = {

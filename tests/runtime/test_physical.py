@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from analogc import Converter
-from analogc.runtime import kernels, physical, reference_physical, tiles
+from analogc.runtime import kernels, physical, reference, reference_physical, tiles
 from analogc.runtime.kernels import Ranges
 from analogc.runtime.mvm import Geometry, geometry
 from analogc.runtime.periphery import Periphery
@@ -489,3 +490,35 @@ def test_mask_tells_where_no_conversion_clips() -> None:
 
     assert mask is not None and torch.equal(mask[0], inside)
     assert 0.1 < float(inside.double().mean()) < 0.9
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d"])
+@pytest.mark.parametrize("slicing", [None, Slicing((2, 2), "balanced", (1,) * 5)])
+def test_a_capped_range_is_the_abs_max_up_to_the_cap(name: str, slicing: Slicing | None) -> None:
+    dac = Converter(6, "dynamic", codes="sign-magnitude", cap=1.2)
+    size = (9, 20) if name == "linear" else (3, 4, 6, 6)
+    x = torch.randn(size) * torch.logspace(-1, 1, size[0]).view(-1, *[1] * (len(size) - 1))
+    weight = torch.randn(7, 20) if name == "linear" else torch.randn(6, 4, 3, 3)
+    rows = weight[0].numel()
+    rest = () if name == "linear" else ([1, 1], [1, 1], [1, 1], 1)
+    spec = LayerSpec((0, 8, rows), dac, slicing=slicing)
+
+    def run(x: Tensor, spec: LayerSpec) -> Tensor:
+        out: Tensor = getattr(torch.ops.analogc, name)(
+            x, weight, None, None, None, *rest, spec.to_text(), ""
+        )
+        return out
+
+    found = run(x, spec)
+
+    held = tiles.stateless(weight, spec)
+    plain = dataclasses.replace(spec, dac=dataclasses.replace(dac, cap=None))
+    assert not torch.equal(found, run(x, plain))
+    if name == "linear" and slicing is None:
+        right = reference.linear(x, held.blocks, held.scale, None, None, None, spec)
+        torch.testing.assert_close(found, right)
+    inside = x.abs().amax(tuple(range(1, x.dim()))) <= 1.2
+    assert bool(inside.any())
+    torch.testing.assert_close(found[inside], run(x[inside], plain))
+    # One loud vector: full scale is the cap, and what is above it clips.
+    torch.testing.assert_close(found, run(x.clamp(-1.2, 1.2), plain))

@@ -208,3 +208,24 @@ def test_a_long_solve_shows_a_bar(
     Wires().effective(microsiemens(), ROWS, COLS)
 
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("tiny", [1e-300, 1e-40, 1e-15])
+@pytest.mark.parametrize("terminal", [0.0, 1e-300, 1e-3, 100.0])
+@pytest.mark.parametrize("ends", [("left", "bottom"), ("both", "both")])
+def test_resistance_that_is_next_to_nothing_is_none(
+    tiny: float, terminal: float, ends: Any
+) -> None:
+    drive, sense = ends
+    g = microsiemens()
+    for row, col in ((tiny, 1.0), (1.0, tiny), (tiny, tiny)):
+        wires = Wires(row, col, terminal, terminal, drive, sense, method="exact")
+        without = dataclasses.replace(
+            wires,
+            row_resistance=0.0 if row == tiny else row,
+            col_resistance=0.0 if col == tiny else col,
+        )
+
+        found = wires.effective(g, ROWS, COLS)[0]
+
+        torch.testing.assert_close(found, without.effective(g, ROWS, COLS)[0])
