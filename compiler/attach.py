@@ -69,6 +69,40 @@ class Attached:
         """The weights on the tiles, by layer."""
         return {name: w for graph in reversed(self.graphs) for name, w in graph.weights.items()}
 
+    def program(self, seed: int | None = None) -> None:
+        """``CompiledModel.program`` for all graphs: each tile array is written once.
+
+        Raises:
+            InputError: no call has come yet, so there are no tiles.
+        """
+        latest, *others = self._called("program()")
+        latest.program(seed)
+        done = {mapping.array for mapping, _, _ in latest._live_weights()}
+        for graph in others:
+            for mapping, array, weight in graph._live_weights():
+                if mapping.array not in done and not array.spec.is_ideal:
+                    array.write(weight)
+                done.add(mapping.array)
+
+    def drift_to(self, seconds: float) -> None:
+        """``CompiledModel.drift_to`` for all graphs.
+
+        Layers that a later call uses first are programmed then, and are fresh.
+
+        Raises:
+            InputError: no call has come yet, so there are no tiles; or as there.
+        """
+        for graph in self._called("drift_to()"):
+            graph.drift_to(seconds)
+
+    def _called(self, what: str) -> tuple[CompiledModel, ...]:
+        if not self._graphs:
+            raise InputError(
+                f"{what}: the attached model was not called yet, so there are no tiles",
+                fix="call it once",
+            )
+        return self.graphs
+
     def graph_for(self, *args: Any, **kwargs: Any) -> CompiledModel:
         """The graph that takes these inputs; captured and calibrated with them if there is none.
 

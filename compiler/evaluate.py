@@ -15,6 +15,7 @@ from torch import Tensor
 from ..runtime.converters import is_number
 from ..runtime.errors import InputError
 from ..runtime.progress import with_progress, without_bars
+from .attach import Attached
 from .evaluation import EvaluationResult, EvaluationRow, time_text
 from .model import CompiledModel
 
@@ -185,7 +186,9 @@ def _variants(compiled: object) -> dict[str, CompiledModel]:
             raise InputError(
                 f"evaluate() takes a compiled model, or several by name, got "
                 f"{type(model).__name__}" + (f" for {name!r}" if name else ""),
-                fix="evaluate({'8 bit': analogc.compile(...), '6 bit': ...}, measure)",
+                fix="evaluate(attached.graph_for(*inputs), measure), one graph at a time"
+                if isinstance(model, Attached)
+                else "evaluate({'8 bit': analogc.compile(...), '6 bit': ...}, measure)",
             )
         found[name] = model
     if not found:

@@ -182,7 +182,9 @@ class RangeDiff:
     """Range; with a range for each column, that of the column that changed most."""
     b: float
     columns: int = 1
-    """Number of columns that changed."""
+    """Number of columns that changed; with ranges by slice or pulse, of ranges."""
+    unit: str = "columns"
+    """What ``columns`` counts."""
 
     @property
     def change(self) -> float:
@@ -197,7 +199,7 @@ class RangeDiff:
         return {**fields, "a": finite(self.a), "b": finite(self.b), "change": finite(self.change)}
 
     def __str__(self) -> str:
-        columns = f" ({self.columns} columns)" if self.columns > 1 else ""
+        columns = f" ({self.columns} {self.unit})" if self.columns > 1 else ""
         change = f"{100 * self.change:+.3g} %" if math.isfinite(self.change) else "not comparable"
         return (
             f"{self.converter} block {self.block}: {self.a:.6g} → {self.b:.6g}, {change}{columns}"
@@ -207,7 +209,7 @@ class RangeDiff:
 def compare_ranges(
     layer: str, converter: str, a: Tensor | None, b: Tensor | None, tolerance: Tolerance
 ) -> list[RangeDiff]:
-    """Row blocks whose ranges differ; ``[blocks]`` or ``[blocks, columns]``.
+    """Row blocks whose ranges differ; shapes are those of ``LayerSpec.adc_shape``.
 
     Here the tolerance is a share of each range. What has another shape is another kind of range,
     which the layer's settings or tiles tell of.
@@ -223,7 +225,7 @@ def compare_ranges(
         if columns.numel():
             change = ((y[r] - x[r]).abs() / x[r].abs())[columns].nan_to_num(nan=math.inf)
             k = int(columns[int(change.argmax())])
-            found.append(
-                RangeDiff(layer, converter, r, float(x[r, k]), float(y[r, k]), columns.numel())
-            )
+            unit = "columns" if a.ndim <= 2 else "ranges"
+            ends = float(x[r, k]), float(y[r, k])
+            found.append(RangeDiff(layer, converter, r, *ends, columns.numel(), unit))
     return found

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...passes.derive_weights import HOME
-from ...runtime.errors import InputError
+from ...runtime.errors import AccessError, InputError
 from ...runtime.mapping import TileMapping
 from ...runtime.reference import flat_weight
 from ..inspected import Inspected
@@ -40,7 +40,14 @@ class Argument:
 
         Raises:
             InputError: it is on the meta device.
+            AccessError: the weights are sealed.
         """
+        if model.weight_access == "sealed" and self.kind != "range":
+            raise AccessError(f"{self.name}: the weights of the model are sealed")
+        return self.live(model)
+
+    def live(self, model: Inspected) -> Tensor:
+        """As ``value``, of sealed weights, too: for who computes with it and shows it nobody."""
         if self.kind in ("tiles", "scale"):
             value = _held(model, self.path, self.kind)
         else:

@@ -59,7 +59,7 @@ class MlirExecutable:
         values = [
             _input(flat[int(argument.path)], argument.dtype, argument.name)
             if argument.kind == "input"
-            else argument.value(model)
+            else argument.live(model)
             for argument in self.mlir.arguments
         ]
         outputs = self._code(values)

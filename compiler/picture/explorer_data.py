@@ -17,6 +17,7 @@ from ..coverage import source_text
 from ..inspected import Inspected
 from ..listing import Line, Listing
 from .grouping import grouped
+from .hardware import parts
 from .histogram import histogram, ranges
 
 FIELDS = (
@@ -135,12 +136,13 @@ def layers(module: Inspected) -> Iterator[tuple[str, dict[str, Any]]]:
             "device": device_text(spec.device),
             "noise": spec.output_noise,
             "scale": spec.weight_scale,
+            "parts": {name: text for name, text in parts(spec).items() if name != "device"},
         }
         for name, converter, at in (("dac", spec.dac, 3), ("adc", spec.adc, 4)):
             if converter is not None:
                 value = node.args[at]
                 tensor = module._value(value) if isinstance(value, fx.Node) else None
-                facts[name] = ranges(converter, tensor)
+                facts[name] = ranges(converter, tensor, spec.slicing)
         yield node.name, facts
 
 
@@ -179,8 +181,17 @@ def _arrays(model: Inspected) -> list[dict[str, Any]]:
                     "used": round(mapping.utilisation, 6),
                     "uses": uses[mapping.array],
                     "weights": _weights(model, module, node),
+                    "seconds": _seconds(module, mapping.array),
                 }
     return [found[mapping.array] for mapping in model.tiles]
+
+
+def _seconds(module: Inspected, name: str) -> float | None:
+    """Time since programming of devices that drift."""
+    array = module._ctx.arrays.get(name)
+    if array is None or array.programmed is None or not array.spec.device.drifts:
+        return None
+    return array.programmed.seconds
 
 
 def _weights(model: Inspected, module: Inspected, node: fx.Node) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from ...runtime.converters import Converter
+from ...runtime.slicing import Slicing
+from .hardware import converter_notes
 
 BINS = 48
 _MOST = 1 << 20
@@ -46,17 +48,33 @@ def histogram(values: Tensor) -> dict[str, Any]:
     }
 
 
-def ranges(converter: Converter, value: Tensor | None) -> dict[str, Any]:
-    """Settings of a converter and the ranges of its row blocks (and columns)."""
+def ranges(
+    converter: Converter, value: Tensor | None, slicing: Slicing | None = None
+) -> dict[str, Any]:
+    """Settings of a converter and its ranges; ``dims`` has the name and size of each of their dims.
+
+    Args:
+        converter: DAC or ADC of a layer.
+        value: its ranges, see ``LayerSpec.adc_shape``; None: it has none of its own.
+        slicing: of the layer.
+    """
     kind = converter.range if isinstance(converter.range, str) else "fixed"
     found: dict[str, Any] = {
         "bits": converter.bits,
-        "steps": converter.levels,
+        "steps": converter.full_code,
+        "codes": converter.codes,
+        "notes": converter_notes(converter),
         "range": kind,
         "per_column": converter.per_column,
     }
     if value is None:
         return found
+    sliced = slicing is not None and value.ndim > 2
+    names = ["row block", *(["slice", "pulse"] if sliced else []), "column"][: value.ndim]
+    found["dims"] = [
+        [name, size] for name, size in zip(names, value.shape, strict=True)
+        if size > 1 or name == "row block"
+    ]  # fmt: skip
     numbers = value.detach().float().cpu()
     if bool(numbers.isnan().any()):
         return {**found, "uncalibrated": True}

@@ -86,7 +86,10 @@ def _attrs(line: Line, settings: dict[str, Any]) -> list[dict[str, str]]:
         }
         for name in ("dac", "adc"):
             if name in settings:
-                found[name] = f"{settings[name]['bits']} bits, {settings[name]['range']} range"
+                converter = settings[name]
+                said = [f"{converter['bits']} bits", f"{converter['range']} range"]
+                found[name] = ", ".join(said + converter["notes"])
+        found |= settings.get("parts", {})
         found["device"] = settings.get("device", "")
     elif isinstance(record, Digital):
         found |= {"placement": f"digital ({record.rule})", "why digital": record.reason}

@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from ...runtime.devices import GaussianDevice
 from ...runtime.target import Target
 from ..coverage import KINDS, CoverageReport, CoverageRow, count_text, steps_as_one
 from ..tile_table import TileTable
 from .dataflow import dataflow_html
 from .graph import graph_svg
+from .hardware import converter_notes, parts
 from .text import MONO, SANS, escape
 
 if TYPE_CHECKING:
@@ -113,37 +113,17 @@ def target_text(target: Target) -> str:
     tile = f"tiles of {target.tile.rows}×{target.tile.cols}"
     if target.is_ideal:
         return f"{tile}, without any error"
-    parts = [tile]
+    found = [tile]
     for name, converter in (("DAC", target.dac), ("ADC", target.adc)):
-        parts.append(f"ideal {name}" if converter is None else f"{converter.bits}-bit {name}")
-    parts += device_text(target)
+        if converter is None:
+            found.append(f"ideal {name}")
+        else:
+            notes = ", ".join(converter_notes(converter))
+            found.append(f"{converter.bits}-bit {name}{f' ({notes})' if notes else ''}")
+    found += parts(target).values()
     if target.output_noise:
-        parts.append(f"output noise {target.output_noise:g}")
-    return ", ".join(parts)
-
-
-def device_text(target: Target) -> list[str]:
-    """Devices, cells and what is done about drift, a phrase each."""
-    device, cell, parts = target.device, target.cell, []
-    if cell.has_conductances:
-        many = f" of {cell.devices} devices" if cell.devices > 1 else ""
-        parts.append(f"{cell.mode} cells{many}, {cell.g_min:g} to {cell.g_max:g} µS")
-    if isinstance(device, GaussianDevice):
-        if device.sigma:
-            parts.append(f"{100 * device.sigma:g} % programming noise")
-    elif not device.is_ideal:
-        fit = getattr(device, "fit", "")
-        parts.append(f"device {device.kind}{f' ({fit})' if fit else ''}")
-    if target.weight_clip is not None:
-        clip = target.weight_clip
-        parts.append(f"weights clipped at {clip.kind} {clip.value:g}")
-    if target.wires is not None:
-        row, col = target.wires.row_resistance, target.wires.col_resistance
-        each = f"{row:g}" if row == col else f"{row:g} and {col:g}"
-        parts.append(f"lines of {each} Ω a cell")
-    if target.compensation != "none":
-        parts.append(f"{target.compensation} drift compensation")
-    return parts
+        found.append(f"output noise {target.output_noise:g}")
+    return ", ".join(found)
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:

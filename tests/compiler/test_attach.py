@@ -291,3 +291,38 @@ def test_attaching_twice_or_a_compiled_model_is_refused() -> None:
     compiled = analogc.compile(model, (TOKENS,), target="ideal")
     with pytest.raises(InputError, match="digital model"):
         analogc.attach(compiled)
+
+
+def test_time_and_programming_reach_the_tiles_of_all_graphs() -> None:
+    class Modes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(8, 8) for _ in range(3))
+
+        def forward(self, x: Tensor, deep: bool) -> Any:
+            return self.c(self.a(x)) if deep else self.b(self.a(x))
+
+    torch.manual_seed(0)
+    model, x = Modes().eval(), torch.randn(3, 8)
+    with analogc.attach(model, target="reram-wan2022", seed=0) as attached, torch.no_grad():
+        for change in (lambda: attached.drift_to(1.0), attached.program):
+            with pytest.raises(InputError, match="not called"):
+                change()
+        fresh = [model(x, deep) for deep in (True, False)]
+        assert len(attached.graphs) == 2
+        attached.drift_to(86400.0)
+        assert not any(map(torch.equal, fresh, [model(x, deep) for deep in (True, False)]))
+        attached.drift_to(0.0)
+        assert all(map(torch.equal, fresh, [model(x, deep) for deep in (True, False)]))
+        attached.program()
+        assert {w.times_programmed for w in attached.weights.values()} == {2}
+        assert not any(map(torch.equal, fresh, [model(x, deep) for deep in (True, False)]))
+        attached.program(seed=0)
+        assert {w.times_programmed for w in attached.weights.values()} == {1}
+        assert all(map(torch.equal, fresh, [model(x, deep) for deep in (True, False)]))
+        result = analogc.evaluate(
+            attached.graph_for(x, True), lambda m: float(m(x, True).sum()), times=(0, 3600), seeds=2
+        )
+        assert len(result.rows) == 4
+        with pytest.raises(InputError, match="graph_for"):
+            analogc.evaluate(attached, float)  # type: ignore[arg-type]

@@ -43,7 +43,7 @@ function rangeChart(found, label, unit, width) {
   if (found.uncalibrated) return [el("p", { class: "dim" }, "not calibrated: there was no data")];
   if (found.range === "dynamic") return [el("p", { class: "dim" }, "the abs-max of each input vector")];
   if (found.histogram) {
-    const what = found.per_column ? "columns of row blocks" : "row blocks";
+    const what = found.dims.map(([name]) => `${name}s`).reverse().join(" of ");
     return [
       histogramChart(found.histogram, label, width),
       el("p", { class: "dim" }, `${number(found.histogram.values)} ranges, of ${what}, ${unit}`),
@@ -51,17 +51,27 @@ function rangeChart(found, label, unit, width) {
   }
   const values = found.values ?? [];
   const most = Math.max(...values, 1e-30);
-  const what = found.per_column ? "column of row block" : "row block";
+  const dims = found.dims ?? [];
+  const what = dims.map(([name]) => name).reverse().join(" of ");
+  const place = (i) => {
+    let rest = i;
+    return dims.slice().reverse().map(([name, size]) => {
+      const at = rest % size;
+      rest = Math.floor(rest / size);
+      return `${name} ${at}`;
+    }).join(" of ");
+  };
+  const sign = found.codes === "unsigned" ? "" : "±";
   return [
     el("div", { class: "bars", role: "img", "aria-label": `${label}: ${values.map(short).join(", ")}` },
       values.map((value, i) => {
-        const bar = el("i", { title: `${what} ${i}: ±${short(value)}` });
+        const bar = el("i", { title: `${place(i)}: ${sign}${short(value)}` });
         bar.style.height = `${Math.max(2, 46 * (value / most))}px`;
         return bar;
       })),
     el("p", { class: "dim" }, values.length === 1
-      ? `±${short(values[0])} ${unit}`
-      : `±${short(Math.min(...values))} to ±${short(most)} ${unit}, a bar for each ${what}`),
+      ? `${sign}${short(values[0])} ${unit}`
+      : `${sign}${short(Math.min(...values))} to ${sign}${short(most)} ${unit}, a bar for each ${what}`),
   ];
 }
 

@@ -106,6 +106,8 @@ function describeTiles(data, graph, line, array, actions) {
   parts.push(el("h3", {}, "Converters and devices"), facts([
     ["DAC", converterText(layer.dac)], ["ADC", converterText(layer.adc)], ["device", layer.device],
     ["output noise", layer.noise ? `σ ${layer.noise}` : ""], ["weight scale", `a ${layer.scale}`],
+    ...Object.entries(layer.parts),
+    ["programmed", array.seconds === null ? "" : `${short(array.seconds)} s ago`],
   ]));
   for (const [name, title, unit] of RANGES) {
     if (layer[name]) parts.push(el("h3", {}, title), ...rangeChart(layer[name], title, unit, 300));
@@ -121,5 +123,6 @@ const RANGES = [
 function converterText(found) {
   if (!found) return "ideal";
   const column = found.per_column ? ", for each column" : "";
-  return `${found.bits} bits, ${found.steps} steps a side, ${found.range} range${column}`;
+  const side = found.codes === "unsigned" ? "steps from 0" : "steps a side";
+  return [`${found.bits} bits, ${found.steps} ${side}, ${found.range} range${column}`, ...found.notes].join(", ");
 }

@@ -1,4 +1,4 @@
-"""Targets with physics: each setting is in the module; linalg computes it or says what it lacks."""
+"""Targets with physics: modules hold every setting; linalg computes it or refuses it by name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from analogc.compiler.mlir.dialect import ConvOp, LinearOp
 from analogc.compiler.mlir.passes.base import operations
 from analogc.compiler.mlir.passes.split_to_tiles import split_to_tiles
 from analogc.devices import GaussianDevice, PCMDevice
-from analogc.errors import UnsupportedError
+from analogc.errors import AccessError, UnsupportedError
 from analogc.runtime.spec import parse
 
 PRESETS = {name: analogc.targets.get(name) for name in analogc.targets.names()}
@@ -127,10 +127,12 @@ def test_tiles_hold_it_too(name: str) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_linalg_refuses_what_it_cannot_say(name: str) -> None:
     model, _, x = two_of(REFUSED[name])
-    for programmed in (None, True, False):
+    for programmed in (None, True):
         with pytest.raises(UnsupportedError, match=name) as caught:
             model.to_mlir("linalg", programmed=programmed)
         assert "layer conv" in str(caught.value)
+    with pytest.raises(UnsupportedError, match="layer conv"):
+        model.to_mlir("linalg", programmed=False)
     with pytest.raises(UnsupportedError, match=name):
         model.run_mlir(x)
 
@@ -142,11 +144,12 @@ def test_linalg_writes_no_weight_that_changes_on_the_way(name: str) -> None:
         model.to_mlir("linalg", programmed=False)
 
 
-@pytest.mark.parametrize("name", ["read noise of pcm", "output_noise", "adc: kind = sar"])
+@pytest.mark.parametrize("name", ["read noise of pcm", "output_noise", "kind = sar"])
 def test_tiles_refuse_it_too(name: str) -> None:
     from analogc.compiler.mlir.passes.expand_analog import expand_analog
 
-    mlir = two_of(REFUSED[name])[0].to_mlir("analog", programmed=True)
+    target = next(target for text, target in REFUSED.items() if name in text)
+    mlir = two_of(target)[0].to_mlir("analog", programmed=True)
     split_to_tiles(mlir.module)
     with pytest.raises(UnsupportedError, match=name):
         expand_analog(mlir.module)
@@ -175,3 +178,16 @@ def test_branches_that_read_noisily_are_refused(target: Target) -> None:
     noisy = analogc.compile(Branches().eval(), (x,), target=target, seed=0)
     with pytest.raises(UnsupportedError, match="both branches"):
         noisy.run_mlir(x, engine="callbacks")
+
+
+def test_sealed_tiles_compute_and_are_not_shown() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(8, 4).eval(), torch.randn(2, 8)
+    sealed = analogc.compile(model, (x,), target=CONTENT["cell"], seed=0, weight_access="sealed")
+    executable = sealed.to_mlir("linalg").compile()
+    with torch.no_grad():
+        torch.testing.assert_close(executable(x), sealed(x), rtol=0, atol=1e-6)
+    for argument in executable.mlir.arguments:
+        if argument.kind in ("tiles", "scale", "parameter"):
+            with pytest.raises(AccessError, match="sealed"):
+                argument.value(sealed)
