@@ -11,9 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from ...runtime.devices import GaussianDevice
-from ...runtime.target import Target
 from ..coverage import KINDS, CoverageReport, CoverageRow, count_text, steps_as_one
+from ..target_text import target_text
 from ..tile_table import TileTable
 from .dataflow import dataflow_html
 from .graph import graph_svg
@@ -106,44 +105,6 @@ def page(title: str, body: str) -> str:
 def wrap(parts: Iterable[str]) -> str:
     """``parts`` with the styles that they need."""
     return f'<div class="analogc">\n<style>{_STYLE}</style>\n' + "\n".join(parts) + "\n</div>"
-
-
-def target_text(target: Target) -> str:
-    """Hardware in a line."""
-    tile = f"tiles of {target.tile.rows}×{target.tile.cols}"
-    if target.is_ideal:
-        return f"{tile}, without any error"
-    parts = [tile]
-    for name, converter in (("DAC", target.dac), ("ADC", target.adc)):
-        parts.append(f"ideal {name}" if converter is None else f"{converter.bits}-bit {name}")
-    parts += device_text(target)
-    if target.output_noise:
-        parts.append(f"output noise {target.output_noise:g}")
-    return ", ".join(parts)
-
-
-def device_text(target: Target) -> list[str]:
-    """Devices, cells and what is done about drift, a phrase each."""
-    device, cell, parts = target.device, target.cell, []
-    if cell.has_conductances:
-        many = f" of {cell.devices} devices" if cell.devices > 1 else ""
-        parts.append(f"{cell.mode} cells{many}, {cell.g_min:g} to {cell.g_max:g} µS")
-    if isinstance(device, GaussianDevice):
-        if device.sigma:
-            parts.append(f"{100 * device.sigma:g} % programming noise")
-    elif not device.is_ideal:
-        fit = getattr(device, "fit", "")
-        parts.append(f"device {device.kind}{f' ({fit})' if fit else ''}")
-    if target.weight_clip is not None:
-        clip = target.weight_clip
-        parts.append(f"weights clipped at {clip.kind} {clip.value:g}")
-    if target.wires is not None:
-        row, col = target.wires.row_resistance, target.wires.col_resistance
-        each = f"{row:g}" if row == col else f"{row:g} and {col:g}"
-        parts.append(f"lines of {each} Ω a cell")
-    if target.compensation != "none":
-        parts.append(f"{target.compensation} drift compensation")
-    return parts
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:
