@@ -54,7 +54,9 @@ class Statistic:
         if self.count == 1 or not math.isfinite(self.std):
             return f"{self.mean:.4g}"
         # As many decimals as two figures of the deviation have.
-        decimals = max(1 - math.floor(math.log10(self.std)), 0) if self.std > 0 else 4
+        if self.std == 0:
+            return f"{self.mean:.4g} ± 0"
+        decimals = max(1 - math.floor(math.log10(self.std)), 0)
         if decimals > 8 or abs(self.mean) >= 1e8:
             return f"{self.mean:.4g} ± {self.std:.2g}"
         return f"{self.mean:.{decimals}f} ± {self.std:.{decimals}f}"

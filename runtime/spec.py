@@ -88,6 +88,17 @@ class LayerSpec:
         )
 
     @property
+    def writes_exactly(self) -> bool:
+        """True if tiles hold the weight over its scale, as it is."""
+        return (
+            self.device.is_ideal
+            and self.cell == Cell()
+            and self.wires is None
+            and self.weight_clip is None
+            and self.compensation == "none"
+        )
+
+    @property
     def differs_by_chip(self) -> bool:
         """True if some of its errors belong to the chip: writing the weight again leaves them."""
         converters = [c for c in (self.dac, self.adc) if c is not None]
@@ -144,6 +155,10 @@ class LayerSpec:
         places = {"rows": self.rows, "cols": self.cols} if self.cols else {"rows": self.rows}
         return json.dumps({**places, **data}, separators=(",", ":"))
 
+
+CONTENT = ("device", "cell", "wires", "weight_clip", "compensation", "cols")
+"""Settings that change what the tiles hold, and its scale; the forward reads no more of them than
+that, but for the read noise of a device."""
 
 _SHARED = tuple(
     f.name for f in dataclasses.fields(LayerSpec) if f.init and f.name not in ("rows", "cols")

@@ -107,9 +107,9 @@ def _refuse_noisy_branches(model: Inspected) -> None:
     if not model.graph.find_nodes(op="call_function", target=join):
         return
     for node in model.graph.nodes:
-        if node.target in OPS and parse(str(node.args[-2])).output_noise > 0:
+        if node.target in OPS and parse(str(node.args[-2])).draws:
             raise UnsupportedError(
-                "the model has a torch.cond, of which MLIR runs both branches, and output noise: "
-                "the draws would be others than the model's",
+                "the model has a torch.cond, of which MLIR runs both branches, and noise in "
+                "each call: the draws would be others than the model's",
                 fix="run the compiled model itself",
             )

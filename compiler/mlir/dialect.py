@@ -61,7 +61,8 @@ class LinearOp(_Operation, name="linear", traits=[Pure]):
     ``rows``, ``dac``, ``adc``, ``weight_scale``, ``device`` and ``settings`` are the layer's
     LayerSpec. ``scale [N]``: the weight is what the devices hold already, in units of ``scale``;
     without it the weight is programmed. ``input_range [R]``: of a DAC with a static range, one for
-    each row block. ``adc_range [R]`` or ``[R, N]``: of an ADC. ``bias [N]`` is added digitally.
+    each row block. ``adc_range [R]`` or ``[R, N]``: of an ADC; by slice and pulse
+    ``[R, S, pulses]``, and N at the end by column, too. ``bias [N]`` is added digitally.
     """
 
     x: Operand[_Tensor]

@@ -66,7 +66,7 @@ def _programmed(model: Inspected, level: Level, wanted: bool | None) -> bool:
             fix='level="analog"',
         )
     if wanted is None:
-        return level == "linalg" and any(not spec.device.is_ideal for spec in specs)
+        return level == "linalg" and not all(spec.writes_exactly for spec in specs)
     return wanted
 
 

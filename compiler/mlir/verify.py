@@ -10,6 +10,7 @@ from torch_mlir import ir
 from torch_mlir.dialects import ext
 
 from ...runtime.errors import AnalogcError
+from ...runtime.spec import LayerSpec
 from ...runtime.target import converter_from_dict, device_from_dict
 from .attributes import converter_values, device_values, mapping_of, spec_of, to_json
 from .kinds import Bool, I64Array
@@ -170,7 +171,7 @@ def _layer(op: Any, inputs: int, outputs: int, groups: int) -> None:
     static = spec.dac is not None and not spec.dynamic
     for name, wanted, shapes in (
         ("input_range", static, ([blocks],)),
-        ("adc_range", spec.adc is not None, ([blocks], [blocks, columns])),
+        ("adc_range", spec.adc is not None, _adc_shapes(spec, columns)),
     ):
         value = getattr(op, name)
         reason = {"input_range": "a DAC with a static range", "adc_range": "an ADC"}[name]
@@ -181,6 +182,13 @@ def _layer(op: Any, inputs: int, outputs: int, groups: int) -> None:
         if value is not None:
             _shape(name, value, *shapes)
     _tiles(mapping.row_bounds, mapping.col_bounds, outputs, mapping)
+
+
+def _adc_shapes(spec: LayerSpec, columns: int) -> tuple[tuple[int, ...], ...]:
+    """Ranges by slice have one shape; others may be given by row block, or by column, too."""
+    shape = spec.adc_shape(columns)
+    blocks = len(spec.blocks)
+    return (shape,) if len(shape) > 2 else ((blocks,), (blocks, columns))
 
 
 def _tiles(rows: Sequence[int], cols: Sequence[int], outputs: int, mapping: Any) -> None:

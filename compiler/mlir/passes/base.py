@@ -86,10 +86,10 @@ def location(item: Any) -> str:
     return text.replace('"', "")
 
 
-def unsupported(op: Any, what: str) -> UnsupportedError:
+def unsupported(op: Any, what: str, form: str = "linalg") -> UnsupportedError:
     """Error for an operation that has no lowering."""
     return UnsupportedError(
-        f"{op.OPERATION_NAME}: {what} has no form in linalg",
+        f"{op.OPERATION_NAME}: {what} has no form in {form}",
         where=place(op),
         fix="keep the analog level, with calls into analogc's runtime (outline-analog-to-calls)",
     )

@@ -4,8 +4,9 @@ Layers are expanded as they are: a linear layer is one product for each row bloc
 stays one for each row block, over the channels that it touches and with zeros at the taps of other
 blocks. Only a convolution with a range for each patch (a dynamic DAC) builds im2col.
 
-What one run of a deterministic module cannot say has no expansion: output noise, and devices that
-are not ideal where the layer does not bring what they hold (operand ``scale``).
+What one run of a deterministic module cannot say has no expansion: noise of reads and outputs,
+slices, other converters; and what changes the content of tiles (devices, cells, wires, clipping,
+compensation) where the layer does not bring that content (operand ``scale``).
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any, ClassVar
 
 from ....runtime.converters import Converter
 from ....runtime.devices import Device
-from ....runtime.spec import LayerSpec
-from ....runtime.target import device_from_dict
+from ....runtime.spec import CONTENT, LayerSpec
+from ....runtime.target import converter_from_dict, device_from_dict
 from .. import arithmetic, build
 from ..attributes import (
     converter_values,
@@ -82,36 +83,50 @@ def expand_analog(module: Any) -> None:
 
 
 def _check(op: Any) -> None:
-    if hasattr(op, "settings"):
-        _check_known(op, "", to_json(op.settings), default_settings())
     for name in ("dac", "adc", "converter"):
         values = converter_values(getattr(op, name)) if hasattr(op, name) else None
         if values is not None:
-            # Columns of their own are ranges of another shape; the rest is what it says.
-            usual = {**dataclasses.asdict(Converter()), "per_column": values.get("per_column")}
-            known = {**usual, "bits": values["bits"], "range": values["range"]}
-            _check_known(op, f"{name}: ", values, known)
-    if isinstance(op, LinearOp | ConvOp) and op.scale is None:
-        _check_device(op, spec_of(op).device)
-    if isinstance(op, ProgramOp) and not to_json(op.written):
-        _check_device(op, device_from_dict(device_values(op.device)))
-    if isinstance(op, MvmOp | ConvMvmOp) and not isinstance(_maker(op.tile), ProgramOp):
-        raise unsupported(op, "a tile that is not programmed in the same function")
+            _check_converter(op, name, values)
+    if isinstance(op, LinearOp | ConvOp):
+        _check_settings(op, op.scale is not None)
+        _check_device(op, spec_of(op).device, op.scale is not None)
+    if isinstance(op, MvmOp | ConvMvmOp):
+        tile = _maker(op.tile)
+        if not isinstance(tile, ProgramOp):
+            raise unsupported(op, "a tile that is not programmed in the same function")
+        _check_settings(op, bool(to_json(tile.written)))
     if isinstance(op, ProgramOp):
+        _check_device(op, device_from_dict(device_values(op.device)), bool(to_json(op.written)))
         for use in op.tile.uses:
             if not isinstance(use.owner.opview, MvmOp | ConvMvmOp):
                 raise unsupported(op, "a tile that is given away")
 
 
-def _check_known(op: Any, what: str, values: dict[str, Any], usual: dict[str, Any]) -> None:
-    for key, value in values.items():
-        if key not in usual or value != usual[key]:
-            raise unsupported(op, f"{what}{key} = {value}")
+def _check_settings(op: Any, written: bool) -> None:
+    usual = default_settings()
+    for key, value in to_json(op.settings).items():
+        plain = key in usual and value == usual[key]
+        if not plain and not (written and key in CONTENT):
+            raise unsupported(op, f"{key} = {value}")
 
 
-def _check_device(op: Any, device: Device) -> None:
-    if not device.is_ideal:
+def _check_converter(op: Any, name: str, values: dict[str, Any]) -> None:
+    if not converter_from_dict(values, name).is_plain:
+        for key, value in values.items():
+            if key not in _PLAIN and value != _USUAL[key]:
+                raise unsupported(op, f"{name}: {key} = {value}")
+
+
+_USUAL = dataclasses.asdict(Converter())
+_PLAIN = ("bits", "range", "per_column", "learned", "shared_by")
+"""Settings of a converter that need no other arithmetic."""
+
+
+def _check_device(op: Any, device: Device, written: bool) -> None:
+    if not written and not device.is_ideal:
         raise unsupported(op, f"writing a weight into {device.kind} devices")
+    if device.reads_noisily:
+        raise unsupported(op, f"the read noise of {device.kind} devices")
 
 
 def _maker(value: Value) -> Any:

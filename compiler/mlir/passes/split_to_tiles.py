@@ -38,7 +38,7 @@ from ..dialect import (
     TileType,
 )
 from ..window import Window
-from .base import MlirPass, operands, operations, replaced
+from .base import MlirPass, operands, operations, replaced, unsupported
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,28 @@ class SplitToTiles(MlirPass):
 
 
 def split_to_tiles(module: Any) -> None:
-    """Split all layers of ``module``, in place."""
-    for op in operations(module, LinearOp, ConvOp):
+    """Split all layers of ``module``, in place.
+
+    Raises:
+        UnsupportedError: one does more than convert, multiply, convert, once for each tile; the
+            module is as it was.
+    """
+    found = operations(module, LinearOp, ConvOp)
+    for op in found:
+        _check(op)
+    for op in found:
         with build.before(op):
             value = _linear(op) if isinstance(op, LinearOp) else _conv(op)
             value = arithmetic.cast(value, build.element(op.x))
         replaced(op, value)
+
+
+def _check(op: Any) -> None:
+    spec = spec_of(op)
+    if spec.slicing is not None:
+        raise unsupported(op, "slicing, several conversions of one column,", "tiles")
+    if spec.managed:
+        raise unsupported(op, "adc: bound_management, which multiplies again,", "tiles")
 
 
 Multiply = Callable[[Value, Value], Value]
