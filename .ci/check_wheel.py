@@ -15,7 +15,7 @@ def main(wheel: str) -> int:
     for folder in ("analogc", "analogc/interop"):
         wanted |= {f"{folder}/{p.name}" for p in (root / folder).glob("*.py")}
     for room in ("compiler", "passes", "runtime"):
-        for kind in ("*.py", "html/*.css", "html/*.js"):
+        for kind in ("*.py", "html/*.css", "html/*.js", "*.irdl.mlir", "*.cu", "native/*.h"):
             wanted |= {f"analogc/{p.relative_to(root)}" for p in (root / room).rglob(kind)}
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     library = "analogc/runtime/native/_kernels."

@@ -27,7 +27,7 @@ from ..passes.base import source_line
 from ..passes.derive_weights import add_constant
 from ..runtime.errors import UnsupportedError
 from ..runtime.regions import kept_modes
-from .export_errors import user_line
+from .export_errors import first_line, user_line
 from .holder import Holder
 from .signature import ConstantLeaf, Leaf, Signature, TensorLeaf, static_size
 
@@ -90,7 +90,7 @@ def trace(captured: fx.GraphModule, examples: Sequence[Any]) -> Template:
                     FakeTensorProp(module, mode).propagate_dont_convert_inputs(*fakes)
     except Exception as err:
         raise UnsupportedError(
-            f"a graph of dynamo's cannot be traced: {type(err).__name__}: {_first_line(err)}",
+            f"a graph of dynamo's cannot be traced: {type(err).__name__}: {first_line(err)}",
             where=user_line(err),
             fix="put torch.compiler.disable on the function concerned: it then runs in Python",
         ) from err
@@ -160,11 +160,6 @@ def _refuse_lost_gradients(captured: fx.GraphModule) -> None:
             fix="run it under torch.no_grad(), or put torch.compiler.disable on the function that "
             "calls it: it then runs in Python, between two graphs",
         )
-
-
-def _first_line(err: Exception) -> str:
-    text = str(err).strip()
-    return text.splitlines()[0] if text else ""
 
 
 def bind(template: Template, root: Holder, names: Sequence[str]) -> fx.GraphModule:

@@ -20,13 +20,18 @@ class ExportError(UnsupportedError):
     """torch.export cannot capture the model; dynamo, which may cut it into graphs, might."""
 
 
+def first_line(err: Exception) -> str:
+    """First line of an error's message; empty if it has none."""
+    return next(iter(str(err).strip().splitlines()), "")
+
+
 def explain(err: Exception, model: nn.Module) -> Exception:
     """An error of analogc's own for an error inside torch.export."""
     if isinstance(err, InputError | UnsupportedError):
         return err
     where = user_line(err)
     text = str(err).strip()
-    first = text.splitlines()[0] if text else type(err).__name__
+    first = first_line(err) or type(err).__name__
     low = text.lower()
     if _has_packed_sequence(err):
         return UnsupportedError(

@@ -96,7 +96,7 @@ def _kind(node: fx.Node, plain: str) -> str:
         return {"placeholder": "input"}.get(node.op, node.op)
     if node.target in (*ENTERS, leave):
         return "region"
-    if not _holds_tensor(node.meta.get("val")):
+    if not holds_tensor(node.meta.get("val")):
         return SIZE
     return "op" if META in node.meta or writes(node) else plain
 
@@ -107,7 +107,8 @@ def writes(node: fx.Node) -> bool:
     return schema is not None and bool(schema.is_mutable)
 
 
-def _holds_tensor(value: Any) -> bool:
+def holds_tensor(value: Any) -> bool:
+    """True for a tensor, or a list of anything with one in it."""
     if isinstance(value, list | tuple):
-        return any(map(_holds_tensor, value))
+        return any(map(holds_tensor, value))
     return isinstance(value, Tensor)

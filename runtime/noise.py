@@ -58,6 +58,11 @@ class NoiseKey:
 
 
 @functools.lru_cache(maxsize=4096)
+def sub_key(key: NoiseKey, purpose: str) -> NoiseKey:
+    """Key of another draw that goes with ``key``, independent of it and of other purposes."""
+    return NoiseKey(key.seed, f"{key.stream}/{purpose}", key.counter)
+
+
 def _bits(seed: int, stream: str) -> int:
     digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")

@@ -25,7 +25,7 @@ from .adc import find_codes
 from .converters import quantise
 from .kernels import Ranges
 from .mvm import DenseMVM, Geometry
-from .noise import NoiseKey
+from .noise import NoiseKey, sub_key
 from .slicing import pulses_of
 from .spec import LayerSpec
 from .stage import WHOLE, Stage, stage_of
@@ -334,12 +334,11 @@ class _Block:
 
 
 def _again(key: NoiseKey | None, times: int) -> NoiseKey | None:
-    return None if key is None else NoiseKey(key.seed, f"{key.stream}/again{times}", key.counter)
+    return None if key is None else sub_key(key, f"again{times}")
 
 
 def _uniform(key: NoiseKey, purpose: str, block: int, like: Tensor) -> Tensor:
     """Numbers in [0, 1), one for each element of ``like``."""
-    own = NoiseKey(key.seed, f"{key.stream}/{purpose}", key.counter)
-    normal = own.matrix(block, 1, like.numel(), like.dtype, like.device)
+    normal = sub_key(key, purpose).matrix(block, 1, like.numel(), like.dtype, like.device)
     share: Tensor = torch.special.ndtr(normal)
     return share.clamp_(max=1 - 2.0**-24).view(like.shape)

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from .devices import faults
-from .devices.base import sub_key
-from .noise import NoiseKey
+from .noise import NoiseKey, sub_key
 from .slicing import flips
 from .spec import LayerSpec
 

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from . import kernels
 from .converters import Converter
-from .devices.base import sub_key
 from .kernels import Ranges
 from .mvm import DenseMVM
-from .noise import NoiseKey
+from .noise import NoiseKey, sub_key
 from .reference import flat_weight
 from .spec import LayerSpec
 from .tiles import Programmed, join
@@ -48,7 +47,7 @@ def read(tiles: Programmed, shape: torch.Size, spec: LayerSpec, key: NoiseKey | 
         )
         peak = block.abs().max() + 4 * noise
         ranges = Ranges(torch.ones_like(peak)[None], torch.where(peak > 0, peak, 1.0)[None])
-        drawn = NoiseKey(key.seed, f"{key.stream}/block{r}", key.counter) if key else None
+        drawn = sub_key(key, f"block{r}") if key else None
         drives = torch.eye(rows, dtype=block.dtype, device=block.device)
         held = Programmed((block,), tiles.scale)
         y, _ = kernels.forward(DenseMVM(line), drives, held, None, ranges, line, drawn)

@@ -5,7 +5,7 @@ input on one full-scale weight):
 
     SQNR [dB] = 6.02 b + 4.77 - 10 log10(K) - PAPR_w - PAPR_x + 20 log10(K / A)
 
-which at full range A = K is the formula of docs/design.md, section 4: the sums grow with sqrt(K),
+which at full range A = K is the formula of docs/design.md, section 3: the sums grow with sqrt(K),
 full scale with K.
 """
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .adc import code_count, ramp_thresholds, sar_thresholds
 from .converters import Converter
-from .noise import NoiseKey
+from .noise import NoiseKey, sub_key
 from .slicing import Slicing, flips
 from .spec import LayerSpec
 from .tiles import Programmed, cut
@@ -196,7 +196,7 @@ class _Draws:
     like: Tensor
 
     def _normal(self, purpose: str, block: int, rows: int, columns: int) -> Tensor:
-        key = NoiseKey(self.chip.seed, f"{self.chip.stream}/{purpose}", self.chip.counter)
+        key = sub_key(self.chip, purpose)
         return key.matrix(block, rows, columns, self.like.dtype, self.like.device)
 
     def rows(self, purpose: str, groups: int, inputs: int) -> Tensor:

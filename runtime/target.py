@@ -80,7 +80,7 @@ class Calibration:
 class Target:
     """The hardware that a model is compiled for.
 
-    ``None`` in place of a converter means an ideal one. See docs/design.md, section 4, for the
+    ``None`` in place of a converter means an ideal one. See docs/design.md, section 3, for the
     arithmetic that these settings stand for.
 
     Raises:

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from ...runtime import targets
-from ..picture.page import target_text
+from ..target_text import target_text
 from .base import command
 
 

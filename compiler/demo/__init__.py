@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 
 from ...runtime.progress import without_bars
 from ..model import CompiledModel
-from ..picture.page import target_text
+from ..target_text import target_text
 from .network import DigitNetwork, Digits, accuracy, load_digits, train
 from .report import report_html
 from .study import (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ..model import CompiledModel
 from ..picture.chart import Series, line_chart_svg
-from ..picture.page import facts, figure, model_sections, page, section, table, target_text, wrap
+from ..picture.page import facts, figure, model_sections, page, section, table, wrap
 from ..picture.text import escape
+from ..target_text import target_text
 from .study import Plan, Score
 
 

@@ -27,6 +27,7 @@ from ...runtime.extras import require
 from ...runtime.mapping import TileMapping
 from ...runtime.regions import join, kept_modes
 from ...runtime.spec import parse
+from ..export_errors import first_line
 from ..inspected import Inspected
 from ..signature import ConstantLeaf
 from .arguments import Argument, argument_of, held_of, input_of
@@ -104,7 +105,7 @@ def decompose(model: Inspected) -> Flat:
         node = runner.at
         what = "the graph" if node is None else f"%{node.name} ({node.target})"
         raise UnsupportedError(
-            f"{what} has no form for MLIR: {type(err).__name__}: {_first_line(err)}",
+            f"{what} has no form for MLIR: {type(err).__name__}: {first_line(err)}",
             where=None if node is None else source_line(node) or module_path(node) or None,
         ) from err
     _finish(module, model, arguments)
@@ -136,11 +137,6 @@ def with_tiles(flat: Flat, model: Inspected) -> Flat:
             made[mapping.array] = (found[0], found[1])
         node.meta[HELD] = made[mapping.array]
     return Flat(flat.module, tuple(arguments), flat.results, flat.chooses)
-
-
-def _first_line(err: Exception) -> str:
-    text = str(err).strip()
-    return text.splitlines()[0] if text else ""
 
 
 def _stateless(model: Inspected) -> tuple[fx.Graph, tuple[Argument, ...], tuple[Any, ...]]:

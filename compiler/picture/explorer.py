@@ -17,9 +17,10 @@ from typing import Any
 
 from ..build import Step
 from ..inspected import Inspected
+from ..target_text import target_text
 from .dataflow import dataflow_html
 from .explorer_data import model_data
-from .page import coverage_html, step_html, target_text
+from .page import coverage_html, step_html
 from .text import escape
 
 SCRIPTS = (

@@ -10,14 +10,13 @@ from torch import fx
 
 from ...passes.select_analog import Analog
 from ...passes.verify import OPS
-from ...runtime.devices import Device
 from ...runtime.mapping import Digital, TileMapping
 from ...runtime.spec import parse
 from ..coverage import source_text
 from ..inspected import Inspected
 from ..listing import Line, Listing
+from ..target_text import device_text, parts
 from .grouping import grouped
-from .hardware import parts
 from .histogram import histogram, ranges
 
 FIELDS = (
@@ -144,19 +143,6 @@ def layers(module: Inspected) -> Iterator[tuple[str, dict[str, Any]]]:
                 tensor = module._value(value) if isinstance(value, fx.Node) else None
                 facts[name] = ranges(converter, tensor, spec.slicing)
         yield node.name, facts
-
-
-def device_text(device: Device) -> str:
-    """A device model and its settings that are set."""
-    if device.is_ideal:
-        return "ideal"
-    assert dataclasses.is_dataclass(device)
-    settings = [
-        f"{field.name}={value:g}" if isinstance(value, float) else f"{field.name}={value}"
-        for field in dataclasses.fields(device)
-        if (value := getattr(device, field.name)) != field.default
-    ]
-    return " ".join([device.kind, *settings])
 
 
 def _arrays(model: Inspected) -> list[dict[str, Any]]:

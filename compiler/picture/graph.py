@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
 
 from ...passes.base import META, module_path, source_line
 from ...runtime.mapping import Digital, TileMapping
-from ..listing import writes
+from ..listing import holds_tensor, writes
 from ..printing import Symbols, type_text
 from .layout import Box, layered
 from .text import MONO, SANS, clip, escape, width_of
@@ -102,13 +101,7 @@ def is_plumbing(node: fx.Node) -> bool:
     """True for what carries no activation: parameters, expressions of parameters, and sizes."""
     if node.op in ("get_attr", "call_module"):
         return True
-    return node.op == "call_function" and not _holds_tensor(node.meta.get("val"))
-
-
-def _holds_tensor(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return any(map(_holds_tensor, value))
-    return isinstance(value, torch.Tensor)
+    return node.op == "call_function" and not holds_tensor(node.meta.get("val"))
 
 
 def _homes(shown: Sequence[fx.Node]) -> dict[fx.Node, str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...runtime.converters import Converter
 from ...runtime.slicing import Slicing
-from .hardware import converter_notes
+from ..target_text import converter_notes
 
 BINS = 48
 _MOST = 1 << 20

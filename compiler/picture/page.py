@@ -11,12 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from ...runtime.target import Target
 from ..coverage import KINDS, CoverageReport, CoverageRow, count_text, steps_as_one
+from ..target_text import target_text
 from ..tile_table import TileTable
 from .dataflow import dataflow_html
 from .graph import graph_svg
-from .hardware import converter_notes, parts
 from .text import MONO, SANS, escape
 
 if TYPE_CHECKING:
@@ -106,24 +105,6 @@ def page(title: str, body: str) -> str:
 def wrap(parts: Iterable[str]) -> str:
     """``parts`` with the styles that they need."""
     return f'<div class="analogc">\n<style>{_STYLE}</style>\n' + "\n".join(parts) + "\n</div>"
-
-
-def target_text(target: Target) -> str:
-    """Hardware in a line."""
-    tile = f"tiles of {target.tile.rows}×{target.tile.cols}"
-    if target.is_ideal:
-        return f"{tile}, without any error"
-    found = [tile]
-    for name, converter in (("DAC", target.dac), ("ADC", target.adc)):
-        if converter is None:
-            found.append(f"ideal {name}")
-        else:
-            notes = ", ".join(converter_notes(converter))
-            found.append(f"{converter.bits}-bit {name}{f' ({notes})' if notes else ''}")
-    found += parts(target).values()
-    if target.output_noise:
-        found.append(f"output noise {target.output_noise:g}")
-    return ", ".join(found)
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:

@@ -84,8 +84,3 @@ def warn_of_time(device: Device, seconds: float) -> None:
             DeviceTimeWarning,
             stacklevel=3,
         )
-
-
-def sub_key(key: NoiseKey, purpose: str) -> NoiseKey:
-    """Key of an independent draw for the same programming."""
-    return NoiseKey(key.seed, f"{key.stream}/{purpose}", key.counter)

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ..converters import is_number
 from ..errors import InputError
-from ..noise import NoiseKey
-from .base import sub_key
+from ..noise import NoiseKey, sub_key
 
 _LEAST = 1e-7
 

@@ -7,14 +7,14 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from ..noise import NoiseKey
+from ..noise import NoiseKey, sub_key
 from .cell import Cell
 
 
 def stuck(planes: Tensor, cell: Cell, chip: NoiseKey) -> Tensor:
     """``planes`` ``[P, N, K]`` [uS] with this chip's stuck devices; changed in place."""
     if cell.stuck_on > 0 or cell.stuck_off > 0:
-        key = NoiseKey(chip.seed, f"{chip.stream}/stuck", chip.counter)
+        key = sub_key(chip, "stuck")
         drawn = key.normal(planes.shape, torch.float32, planes.device)
         planes[_least(drawn, cell.stuck_on)] = cell.g_max
         planes[_least(-drawn, cell.stuck_off)] = cell.g_min
@@ -38,14 +38,14 @@ def dead(
     """
     count, outputs, inputs = planes.shape
     if cell.dead_cols > 0:
-        key = NoiseKey(chip.seed, f"{chip.stream}/columns", chip.counter)
+        key = sub_key(chip, "columns")
         shape = torch.Size([count, len(rows) - 1, outputs])
         lost = _least(key.normal(shape, torch.float32, planes.device), cell.dead_cols)
         for r, (start, stop) in enumerate(zip(rows, rows[1:], strict=False)):
             planes[:, :, start:stop].masked_fill_(lost[:, r, :, None], 0)
     if cell.dead_rows == 0:
         return planes, None
-    key = NoiseKey(chip.seed, f"{chip.stream}/rows", chip.counter)
+    key = sub_key(chip, "rows")
     shape = torch.Size([len(cols) - 1, inputs])
     lost = _least(key.normal(shape, torch.float32, planes.device), cell.dead_rows)
     for c, (start, stop) in enumerate(zip(cols, cols[1:], strict=False)):

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..converters import is_number
 from ..errors import InputError
-from ..noise import NoiseKey
-from .base import Units, sub_key
+from ..noise import NoiseKey, sub_key
+from .base import Units
 
 Scaling = Literal["independent", "proportional", "inverse"]
 

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ..converters import is_number
 from ..errors import InputError
-from ..noise import NoiseKey
-from .base import Units, sub_key
+from ..noise import NoiseKey, sub_key
+from .base import Units
 from .curves import Branched, Power, check_positive, check_scales, polynomial
 
 FitName = Literal["nandakumar-2019", "joshi-2020", "hermes-one-device", "hermes-two-device"]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..noise import NoiseKey
-from .base import Units, sub_key
+from ..noise import NoiseKey, sub_key
+from .base import Units
 from .curves import check_positive, check_scales, polynomial, wandered, weights_at
 
 DAY = 86400.0

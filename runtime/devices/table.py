@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..converters import is_number
 from ..errors import InputError
-from ..noise import NoiseKey
-from .base import Units, sub_key
+from ..noise import NoiseKey, sub_key
+from .base import Units
 from .curves import check_positive, interpolate
 
 _TABLES = ("sigma", "nu", "nu_sigma", "read_noise")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import analogc
 from analogc import Converter, GaussianDevice, Target, TileSpec
-from analogc.compiler.picture.page import target_text
+from analogc.compiler.target_text import target_text
 from analogc.errors import InputError
 from analogc.runtime import wires as wires_module
 from analogc.runtime.devices.cell import Cell

@@ -12,8 +12,7 @@ from torch import nn
 import analogc
 from analogc import Cell, Converter, Periphery, Slicing, Target, TileSpec, Wires
 from analogc.compiler.picture.explorer_data import layers
-from analogc.compiler.picture.hardware import converter_notes, parts
-from analogc.compiler.picture.page import target_text
+from analogc.compiler.target_text import converter_notes, parts, target_text
 from analogc.devices import GaussianDevice
 
 GENERIC = analogc.targets.generic_8bit()

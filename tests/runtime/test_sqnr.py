@@ -75,7 +75,7 @@ def test_smaller_range_formula_is_within_1_db_of_the_adc(
 def test_eight_bits_over_the_full_range_of_large_tiles_are_unusable(
     rows: int, sqnr: float, error: float
 ) -> None:
-    # The point of the design's section 4: uniform inputs, Gaussian weights scaled as one tensor.
+    # The point of the design's section 3: uniform inputs, Gaussian weights scaled as one tensor.
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(300, rows, generator=generator, dtype=torch.float64) * 2 - 1
     weight = torch.randn(512, rows, generator=generator, dtype=torch.float64)

@@ -19,7 +19,9 @@ def assert_documented(found: EvaluationResult, title: str, metric: str, within: 
     """Means are those of docs/models.md, which are of more seeds."""
     page = PAGE.read_text().partition(f"**{title}**")[2].split("\n**")[0].split("\n## ")[0]
     lines = re.findall(rf"^\| (.*) \| {re.escape(metric)} \| (.*) \|$", page, re.MULTILINE)
-    known = {label: [float(cell.split()[0]) for cell in cells.split(" | ")] for label, cells in lines}
+    known = {
+        label: [float(cell.split()[0]) for cell in cells.split(" | ")] for label, cells in lines
+    }
     for label in found.variants:
         for seconds, value in zip(over_time.TIMES.values(), known[label], strict=True):
             if seconds in found.times:

@@ -1,14 +1,45 @@
-"""Hardware settings in words, for pages and lists: what is on, a phrase each."""
+"""Targets, converters and device models in words: what is on, a phrase each."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
-from ...runtime.converters import Converter
-from ...runtime.devices import GaussianDevice
-from ...runtime.spec import LayerSpec
-from ...runtime.target import Target
+from ..runtime.converters import Converter
+from ..runtime.devices import Device, GaussianDevice
+from ..runtime.spec import LayerSpec
+from ..runtime.target import Target
+
+
+def target_text(target: Target) -> str:
+    """Hardware in a line: what differs from exact devices and plain converters."""
+    tile = f"tiles of {target.tile.rows}×{target.tile.cols}"
+    if target.is_ideal:
+        return f"{tile}, without any error"
+    found = [tile]
+    for name, converter in (("DAC", target.dac), ("ADC", target.adc)):
+        if converter is None:
+            found.append(f"ideal {name}")
+        else:
+            notes = ", ".join(converter_notes(converter))
+            found.append(f"{converter.bits}-bit {name}{f' ({notes})' if notes else ''}")
+    found += parts(target).values()
+    if target.output_noise:
+        found.append(f"output noise {target.output_noise:g}")
+    return ", ".join(found)
+
+
+def device_text(device: Device) -> str:
+    """A device model and those of its settings that are not the defaults."""
+    if device.is_ideal:
+        return "ideal"
+    assert dataclasses.is_dataclass(device)
+    settings = [
+        f"{field.name}={value:g}" if isinstance(value, float) else f"{field.name}={value}"
+        for field in dataclasses.fields(device)
+        if (value := getattr(device, field.name)) != field.default
+    ]
+    return " ".join([device.kind, *settings])
 
 
 def converter_notes(converter: Converter) -> list[str]:
