@@ -8,7 +8,6 @@ Shapes, symbolic ones too, are the fake tensors' own, so nothing is captured ane
 from __future__ import annotations
 
 import contextlib
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,11 +30,13 @@ from ..export_errors import first_line
 from ..inspected import Inspected
 from ..signature import ConstantLeaf
 from .arguments import Argument, argument_of, held_of, input_of
+from .operators import TABLE
 
 _CHECKS = (
     "_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range",
     "sym_constrain_range_for_size",
 )  # fmt: skip
+_BUILTINS: dict[Any, Any] = {torch.sym_max: max, torch.sym_min: min}
 _MARK = "analogc"
 SOURCE = "analogc_source"
 """Key of a node with the node of the compiled graph that it was made from."""
@@ -87,7 +88,8 @@ def decompose(model: Inspected) -> Flat:
     runner = _Runner(fx.GraphModule(nn.Module(), graph))
     table = {**require("torch_mlir.extras.fx_decomp_util", "mlir").get_decomposition_table()}
     table.update({op: _normalised(op) for op in OPS})
-    table[torch.ops.aten.as_strided_.default] = _same_values
+    table.update(TABLE)
+    free = _free_sizes(values)
     try:
         with contextlib.ExitStack() as stack:
             for context in (kept_modes(), mode, preserve_node_meta(), torch.no_grad()):
@@ -99,6 +101,10 @@ def decompose(model: Inspected) -> Flat:
             # Mutations only: views of values that nobody writes are values.
             pure = torch.func.functionalize(runner.run, remove="mutations")
             module = make_fx(pure, decomposition_table=table)(*values)
+            if _writes_values(module.graph):
+                # Decompositions, of which functionalize sees nothing, may write what they made.
+                again = torch.func.functionalize(fx.Interpreter(module).run, remove="mutations")
+                module = make_fx(again, decomposition_table=table)(*values)
     except AnalogcError:
         raise
     except Exception as err:
@@ -108,6 +114,12 @@ def decompose(model: Inspected) -> Flat:
             f"{what} has no form for MLIR: {type(err).__name__}: {first_line(err)}",
             where=None if node is None else source_line(node) or module_path(node) or None,
         ) from err
+    for size in free - _free_sizes(values):
+        raise UnsupportedError(
+            f"size {size} of the inputs may vary in this model, but an operator of it has a form "
+            "for MLIR at one size only",
+            fix="compile with static shapes for it",
+        )
     _finish(module, model, arguments)
     chooses = any(node.target is join for node in graph.nodes)
     return Flat(module, arguments, results, chooses)
@@ -184,6 +196,13 @@ def _of_fixed_size(value: Tensor) -> Tensor:
         return value
     with value.fake_mode:  # type: ignore[attr-defined]
         return torch.empty([int(n) for n in value.shape], dtype=value.dtype, device=value.device)
+
+
+def _free_sizes(values: list[Any]) -> set[Any]:
+    """Symbols that sizes of ``values`` depend on, less those of which the size is known."""
+    sizes = [size for value in values if isinstance(value, Tensor) for size in value.shape]
+    numbers = [n for n in (*sizes, *values) if isinstance(n, torch.SymInt)]
+    return {symbol for n in numbers for symbol in n.node.expr.free_symbols}
 
 
 def _is_check(node: fx.Node) -> bool:
@@ -277,6 +296,15 @@ def _normalised(op: Any) -> Callable[..., Any]:
     return layer
 
 
+def _writes_values(graph: fx.Graph) -> bool:
+    """Whether an operator of ``graph`` writes what is no input of it."""
+    written = (
+        node.args[0] for node in graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    )  # fmt: skip
+    return any(isinstance(value, fx.Node) and value.op != "placeholder" for value in written)
+
+
 def _written(model: Inspected, argument: Argument) -> UnsupportedError:
     writers = (n for n in model.graph.nodes if getattr(n.target, "_schema", None) is not None)
     lines = (source_line(node) for node in writers if node.target._schema.is_mutable)
@@ -287,13 +315,6 @@ def _written(model: Inspected, argument: Argument) -> UnsupportedError:
     )
 
 
-def _same_values(x: Tensor, size: Any, stride: Any, offset: Any = None) -> Any:
-    """Average pooling lays its result out anew; that is no other value."""
-    plain = offset is None and len(size) == x.dim() and all(map(operator.eq, size, x.shape))
-    steps = zip(x.shape, x.stride(), stride, strict=True) if plain else ()
-    return x if plain and all(n == 1 or a == b for n, a, b in steps) else NotImplemented
-
-
 def _finish(module: fx.GraphModule, model: Inspected, arguments: tuple[Argument, ...]) -> None:
     """Put the records back on the layers; refuse what writes its inputs."""
     original = {node.name: node for node in model.graph.nodes}
@@ -302,6 +323,8 @@ def _finish(module: fx.GraphModule, model: Inspected, arguments: tuple[Argument,
         source = original.get((node.meta.get("custom") or {}).get(_MARK, ""))
         if node.target is torch.ops.aten.copy_.default:
             raise _written(model, arguments[list(graph.nodes).index(node.args[0])])
+        # torch-mlir imports builtin functions of numbers.
+        node.target = _BUILTINS.get(node.target, node.target)
         if source is not None:
             node.meta[SOURCE] = source
             if node.target in OPS:

@@ -17,12 +17,15 @@ from torch_mlir.extras import fx_importer
 
 from ...passes.base import META, module_path, source_line
 from ...passes.verify import OPS
+from ...runtime.errors import AnalogcError, UnsupportedError
 from ...runtime.mapping import TileMapping
 from .arguments import Argument
 from .decompose import HELD, SOURCE, Flat
 
 NAME, KIND, SOURCES = "analog.name", "analog.kind", "analog.sources"
 """Attributes of an argument: see Argument."""
+_OF_SIZES = {max: torch.ops.prim.max.int, min: torch.ops.prim.min.int}
+"""Operators of functions of sizes that torch-mlir does not import by itself."""
 _VTENSOR = re.compile(r"!torch\.vtensor<\[([^\]]*)\],([^<>]*(?:<[^<>]*>)?)>")
 _SIGN = re.compile(r"^[su]i(\d+)$")
 
@@ -47,8 +50,13 @@ def import_graph(
     importer = fx_importer.FxImporter(
         context=context, config_check=False, graph_node_importer_cls=_importer(build_layer)
     )
-    importer._cc = _Places(context, py_attr_tracker=importer._py_attr_tracker)
-    importer.import_stateless_graph(flat.module.graph, func_name="main")
+    importer._cc = places = _Places(context, py_attr_tracker=importer._py_attr_tracker)
+    try:
+        importer.import_stateless_graph(flat.module.graph, func_name="main")
+    except AnalogcError:
+        raise
+    except Exception as err:
+        raise places.unsupported(err) from err
     module = importer.module
     with context:
         (function,) = module.body.operations
@@ -69,7 +77,21 @@ def builtin_type(vtensor: Any) -> Any:
 class _Places(fx_importer.ContextCache):
     """Locations: the path of the module, and the user's own source line."""
 
+    at: fx.Node | None = None
+
+    def unsupported(self, err: Exception) -> UnsupportedError:
+        """What a fault of the import at the present node says to the user."""
+        text = (str(err).strip().splitlines() or [""])[0][:200]
+        if self.at is None:
+            return UnsupportedError(f"the graph has no form in the torch dialect: {text}")
+        origin = self.at.meta.get(SOURCE, self.at)
+        return UnsupportedError(
+            f"%{self.at.name} ({self.at.target}) has no form in the torch dialect: {text}",
+            where=source_line(origin) or module_path(origin) or None,
+        )
+
     def get_node_location(self, node: fx.Node) -> Any:
+        self.at = node
         origin = node.meta.get(SOURCE, node)
         line, path = source_line(origin), module_path(origin)
         place = ir.Location.unknown(self._c)
@@ -81,6 +103,12 @@ class _Places(fx_importer.ContextCache):
 
 def _importer(build_layer: LayerBuilder | None) -> type[Any]:
     class Importer(fx_importer.GraphNodeImporter):
+        def _import_symbolic_torch_op(self, loc: Any, node: fx.Node, target: Any) -> None:
+            if target in _OF_SIZES:
+                self._import_torch_op_overload(loc, node, _OF_SIZES[target])
+            else:
+                super()._import_symbolic_torch_op(loc, node, target)
+
         def _import_torch_op_overload(
             self, loc: Any, node: fx.Node, concrete_target: Any = None
         ) -> None:

@@ -18,7 +18,7 @@ from torch_mlir.execution_engine import ExecutionEngine
 from ...runtime.errors import InputError
 from . import memref
 from .checks import FAILED, guard
-from .pipelines import TO_BRANCHES, TO_LLVM, run
+from .pipelines import TO_BRANCHES, TO_BUFFERS, TO_LLVM, run
 
 OPTIMISATION = 0
 
@@ -43,6 +43,8 @@ class NativeCode:
             kinds = main.type.results
             self._dtypes = [memref.dtype_of(kind) for kind in kinds]
             self._results = _results_of([memref.descriptor(kind.rank) for kind in kinds])
+            run(own, TO_BUFFERS, "the lowering to loops")
+            _restrict(own)
             run(own, TO_BRANCHES, "the lowering to loops")
             self._checks = guard(own)
             run(own, TO_LLVM, "the lowering to LLVM")
@@ -98,6 +100,17 @@ def _declare(function: Any) -> None:
     count = len(function.type.inputs)
     fixed = ir.DictAttr.get({"bufferization.writable": ir.BoolAttr.get(False)})
     function.attributes["arg_attrs"] = ir.ArrayAttr.get([fixed] * count)
+
+
+def _restrict(module: Any) -> None:
+    """Say of memory that passes wrap into tensors that nothing else names it: it is fresh."""
+
+    def visit(op: Any) -> Any:
+        if op.name == "bufferization.to_tensor":
+            op.attributes["restrict"] = ir.UnitAttr.get()
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(visit)
 
 
 def _results_of(kinds: list[type[Any]]) -> type[Any]:

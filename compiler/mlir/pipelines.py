@@ -40,13 +40,17 @@ refuse analog operations."""
 VERIFY_LINALG = ("torch-verify-linalg-on-tensors-backend-contract",)
 """That last pass."""
 
-TO_BRANCHES = (
+TO_BUFFERS = (
     "func.func(linalg-generalize-named-ops)",
     "func.func(linalg-fuse-elementwise-ops)",
     "convert-shape-to-std",
     "func.func(refback-generalize-tensor-pad)",
     "func.func(refback-generalize-tensor-concat)",
     "func.func(tm-tensor-bufferize)",
+)
+"""Linalg on tensors, with the operations that one-shot bufferization does not know in memory."""
+
+TO_BRANCHES = (
     "one-shot-bufferize{bufferize-function-boundaries "
     "function-boundary-type-conversion=identity-layout-map}",
     "refback-mlprogram-bufferize",
@@ -57,7 +61,7 @@ TO_BRANCHES = (
     "func.func(lower-affine)",
     "convert-scf-to-cf",
 )
-"""Linalg on tensors to loops over memory, as branches; the function frees what it allocates."""
+"""From there to loops over memory, as branches; the function frees what it allocates."""
 
 TO_LLVM = (
     "func.func(refback-expand-ops-for-llvm)",
