@@ -1,4 +1,4 @@
-"""Models on drifting memory: what compensation, scales and ranges do, at the first read and later."""
+"""Models on drifting memory: what compensation, scales and ranges do, fresh and a year later."""
 
 from __future__ import annotations
 
