@@ -82,7 +82,7 @@ def test_running_sums_share_no_memory() -> None:
 
 
 def flat(value: Any) -> list[Tensor]:
-    return torch.utils._pytree.tree_leaves(value)  # type: ignore[no-any-return]
+    return torch.utils._pytree.tree_leaves(value)
 
 
 def test_a_view_of_memory_in_another_order_is_an_error_with_the_place() -> None:
