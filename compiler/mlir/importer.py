@@ -85,8 +85,10 @@ class _Places(fx_importer.ContextCache):
         if self.at is None:
             return UnsupportedError(f"the graph has no form in the torch dialect: {text}")
         origin = self.at.meta.get(SOURCE, self.at)
+        operands = ", ".join(map(str, self.at.args))
         return UnsupportedError(
-            f"%{self.at.name} ({self.at.target}) has no form in the torch dialect: {text}",
+            f"%{self.at.name}: {self.at.target}({operands}) has no form in the torch dialect: "
+            f"{text}",
             where=source_line(origin) or module_path(origin) or None,
         )
 

@@ -103,14 +103,47 @@ def _declare(function: Any) -> None:
 
 
 def _restrict(module: Any) -> None:
-    """Say of memory that passes wrap into tensors that nothing else names it: it is fresh."""
+    """Make tensors of the memory that ``tm-tensor-bufferize`` allocated fit for what follows.
+
+    Nothing else names that memory, and the tensor is what the operation leaves in it: the pass
+    says neither, and reads the memory before the operation. It takes the memory of operands long
+    before they are read, too: others would write there in between.
+    """
+    found: list[Any] = []
 
     def visit(op: Any) -> Any:
-        if op.name == "bufferization.to_tensor":
-            op.attributes["restrict"] = ir.UnitAttr.get()
+        if op.name in ("bufferization.to_tensor", "bufferization.to_buffer"):
+            found.append(op)
         return ir.WalkResult.ADVANCE
 
     module.operation.walk(visit)
+    for op in found:
+        if op.name == "bufferization.to_buffer":
+            _take_late(op)
+            continue
+        op.attributes["restrict"] = ir.UnitAttr.get()
+        writer = _writer(op)
+        if writer is not None:
+            op.move_after(writer)
+
+
+def _take_late(op: Any) -> None:
+    """Let each user of the memory that ``op`` takes of a tensor take it by itself."""
+    for use in list(op.results[0].uses):
+        user, position = use.owner.operation, use.operand_number
+        own = op.clone(ip=ir.InsertionPoint(user))
+        user.operands[position] = own.operation.results[0]
+
+
+def _writer(op: Any) -> Any:
+    """First tm_tensor operation behind ``op``, in its block, on the memory of its tensor."""
+    behind = False
+    for other in op.block.operations:
+        other = other.operation
+        if behind and other.name.startswith("tm_tensor.") and op.operands[0] in other.operands:
+            return other
+        behind |= other == op
+    return None
 
 
 def _results_of(kinds: list[type[Any]]) -> type[Any]:

@@ -15,15 +15,15 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 aten = torch.ops.aten
 
 
-def as_strided(x: Tensor, size: Sequence[Any], stride: Sequence[Any], offset: Any = None) -> Tensor:
+def as_strided(x: Tensor, size: Sequence[Any], stride: Sequence[Any], offset: Any = None) -> Any:
     """A view of whole memory in its order is a reshape; a tensor in MLIR has no memory to address.
 
     Decompositions of torch give other sizes to a result in this way.
     """
     whole = is_contiguous_or_false(x) and _equal([x.numel()], [math.prod(size)])
     start = offset is None or _equal([offset], [x.storage_offset()])
-    if whole and start and _equal(stride, make_contiguous_strides_for(size)):
-        return aten.view.default(x, size)  # type: ignore[no-any-return]
+    if whole and start and _equal(stride, make_contiguous_strides_for(tuple(size))):
+        return aten.view.default(x, size)
     return NotImplemented
 
 
@@ -34,7 +34,7 @@ def as_strided_(x: Tensor, size: Sequence[Any], stride: Sequence[Any], offset: A
     return x if plain and all(n == 1 or a == b for n, a, b in steps) else NotImplemented
 
 
-def constant_pad_nd(x: Tensor, pad: Sequence[Any], value: Any = 0) -> Tensor:
+def constant_pad_nd(x: Tensor, pad: Sequence[Any], value: Any = 0) -> Any:
     """Padding by a number below zero cuts; ``tensor.pad`` that does so has no form in memory."""
     if not any(isinstance(n, int) and n < 0 for n in pad):
         return NotImplemented
@@ -46,8 +46,8 @@ def constant_pad_nd(x: Tensor, pad: Sequence[Any], value: Any = 0) -> Tensor:
             x = aten.slice.Tensor(x, dim, low, x.shape[dim] - high)
     rest = [n - cut for n, cut in zip(pad, cuts, strict=True)]
     if all(isinstance(n, int) and n == 0 for n in rest):
-        return aten.clone.default(x)  # type: ignore[no-any-return]
-    return aten.constant_pad_nd.default(x, rest, value)  # type: ignore[no-any-return]
+        return aten.clone.default(x)
+    return aten.constant_pad_nd.default(x, rest, value)
 
 
 def _equal(left: Sequence[Any], right: Sequence[Any]) -> bool:

@@ -62,8 +62,27 @@ def test_operators_run_at_any_batch(make: Callable[[], tuple[nn.Module, Tensor]]
                 torch.testing.assert_close(got, value, rtol=0, atol=1e-5)
 
 
+def test_running_sums_share_no_memory() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.linear = nn.Embedding(12, 4), nn.Linear(4, 3)
+
+        def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+            mask = ids.ne(1).int()
+            positions = torch.cumsum(mask, 1) * mask
+            return self.linear(self.embedding(positions)), torch.cumsum(ids, 1)
+
+    ids = torch.randint(0, 4, (2, 6))
+    compiled = analogc.compile(Positions().eval(), (ids,), target="ideal")
+    with torch.no_grad():
+        want = compiled(ids)
+    for got, value in zip(compiled.run_mlir(ids), want, strict=True):
+        torch.testing.assert_close(got, value, rtol=0, atol=1e-6)
+
+
 def flat(value: Any) -> list[Tensor]:
-    return torch.utils._pytree.tree_leaves(value)  # type: ignore[no-any-return]
+    return torch.utils._pytree.tree_leaves(value)
 
 
 def test_a_view_of_memory_in_another_order_is_an_error_with_the_place() -> None:
