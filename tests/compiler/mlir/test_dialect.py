@@ -151,7 +151,11 @@ def broken(layer: Layer, passes: str, old: str, new: str) -> str:
     [
         ("dac = #analog.converter<8", "dac = #analog.converter<1", "must be 2..16, got 1"),
         ("adc = #analog.converter<6", "adc = #analog.converter<17", "must be 2..16, got 17"),
-        ('"calibrated"', '"often"', "must be 'calibrated', 'dynamic', 'full' or a number"),
+        (
+            '"calibrated"',
+            '"often"',
+            "must be 'calibrated', 'average', 'dynamic', 'full' or a number",
+        ),
         (r"(dac = #.*?)\"calibrated\"", r'\1"full"', "range='full' and per_column are for an ADC"),
         (r"(dac = #.*?)\"calibrated\"", r'\1"dynamic"', "input_range if and only if"),
         (r"(dac = #.*?)\"calibrated\"", r"\1-2.0 : f64", "positive finite number"),
