@@ -111,7 +111,8 @@ def _check_settings(op: Any, written: bool) -> None:
 
 
 def _check_converter(op: Any, name: str, values: dict[str, Any]) -> None:
-    if not converter_from_dict(values, name).is_plain:
+    converter = converter_from_dict(values, name)
+    if converter is not None and not converter.is_plain:
         for key, value in values.items():
             if key not in _PLAIN and value != _USUAL[key]:
                 raise unsupported(op, f"{name}: {key} = {value}")
