@@ -305,9 +305,10 @@ def test_time_and_programming_reach_the_tiles_of_all_graphs() -> None:
     torch.manual_seed(0)
     model, x = Modes().eval(), torch.randn(3, 8)
     with analogc.attach(model, target="reram-wan2022", seed=0) as attached, torch.no_grad():
-        for change in (lambda: attached.drift_to(1.0), attached.program):
-            with pytest.raises(InputError, match="not called"):
-                change()
+        with pytest.raises(InputError, match="not called"):
+            attached.drift_to(1.0)
+        with pytest.raises(InputError, match="not called"):
+            attached.program()
         fresh = [model(x, deep) for deep in (True, False)]
         assert len(attached.graphs) == 2
         attached.drift_to(86400.0)
