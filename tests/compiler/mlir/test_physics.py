@@ -81,7 +81,8 @@ def two_of(target: Target) -> tuple[Any, Any, Tensor]:
 def test_modules_hold_every_setting_and_calls_give_the_models_numbers(name: str) -> None:
     model, called, x = two_of({**PRESETS, **CONTENT, **REFUSED}[name])
     specs = [parse(str(node.args[-2])) for node, _ in model._analog_nodes()]
-    layers = operations(model.to_mlir("analog").module, LinearOp, ConvOp)
+    analog = model.to_mlir("analog")  # operations do not keep their module alive
+    layers = operations(analog.module, LinearOp, ConvOp)
     assert [spec_of(op) for op in layers] == specs
     torch_level = str(model.to_mlir("torch"))
     for spec in specs:
