@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -143,16 +144,13 @@ def _note(record: object) -> str:
 
 
 def _blocks(bounds: tuple[int, ...]) -> str:
-    sizes = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
-    parts: list[str] = []
-    i = 0
-    while i < len(sizes):
-        j = i
-        while j < len(sizes) and sizes[j] == sizes[i]:
-            j += 1
-        parts.append(f"{sizes[i]}" if j - i == 1 else f"{j - i}x{sizes[i]}")
-        i = j
-    return "+".join(parts)
+    return runs([b - a for a, b in zip(bounds, bounds[1:], strict=False)])
+
+
+def runs(numbers: Sequence[int]) -> str:
+    """``2x128+64`` for 128, 128, 64."""
+    groups = ((number, len(list(same))) for number, same in itertools.groupby(numbers))
+    return "+".join(f"{n}" if times == 1 else f"{times}x{n}" for n, times in groups)
 
 
 def _place(node: fx.Node) -> str:

@@ -9,6 +9,7 @@ from ..runtime.converters import Converter
 from ..runtime.devices import Device, GaussianDevice
 from ..runtime.spec import LayerSpec
 from ..runtime.target import Target
+from .printing import runs
 
 
 def target_text(target: Target) -> str:
@@ -99,11 +100,11 @@ def _slices(slicing: Any) -> list[str]:
     found = []
     if slicing.weight_bits is not None:
         flip = ", flipped" if slicing.flip else ""
-        bits = "+".join(map(str, slicing.weight_bits))
-        found.append(f"weights of {bits} bits ({slicing.coding}{flip})")
+        found.append(f"weights of {runs(slicing.weight_bits)} bits ({slicing.coding}{flip})")
     if slicing.input_bits is not None:
-        bits = "+".join(map(str, slicing.input_bits))
-        found.append(f"inputs of {bits} bits ({slicing.input_accumulation} accumulation)")
+        found.append(
+            f"inputs of {runs(slicing.input_bits)} bits ({slicing.input_accumulation} accumulation)"
+        )
     if slicing.ranges != "shared":
         found.append(f"ADC ranges {slicing.ranges}")
     return found or ["one slice"]

@@ -169,12 +169,13 @@ def sonos() -> Target:
 def isaac_like() -> Target:
     """Bit-sliced 128 x 128 tiles: 2-bit cells, 16-bit weights in 8 slices, 1-bit inputs, 8-bit ADC.
 
-    The dot-product engine of Shafiee et al., "ISAAC: A Convolutional Neural Network Accelerator
-    with In-Situ Analog Arithmetic in Crossbars", ISCA 2016, sections IV and V: 16-bit inputs in
-    two's complement, one bit at a time; weights with an offset of half their range, 2 bits a cell;
-    columns above half scale are stored as their complement, so the sum of 128 rows, at most 192
-    steps, fits an 8-bit ADC whose step is one step of a cell. So the arrays themselves lose
-    nothing: the result is that of 16-bit fixed point. Devices and wires are exact here.
+    Source: Shafiee et al., "ISAAC: A Convolutional Neural Network Accelerator with In-Situ Analog
+    Arithmetic in Crossbars", ISCA 2016, sections IV and V.
+
+    16-bit inputs in two's complement, one bit at a time; weights with an offset of half their
+    range, 2 bits a cell; columns above half scale are stored as their complement, so the sum of 128
+    rows, at most 192 steps, fits an 8-bit ADC whose step is one step of a cell. So the arrays
+    themselves lose nothing: the result is that of 16-bit fixed point. Devices and wires are exact.
     """
     return Target(
         name="isaac-like",

@@ -31,8 +31,8 @@ def compiled_for(target: Target, inputs: int = 20) -> Any:
 @pytest.mark.parametrize(
     ("target", "phrases"),
     [
-        (analogc.targets.isaac_like(), ["2+2+2+2+2+2+2+2 bits (offset, flipped)", "unsigned"]),
-        (SLICED, ["weights of 2+2+3 bits", "inputs of 4+4 bits", "per-pulse"]),
+        (analogc.targets.isaac_like(), ["8x2 bits (offset, flipped)", "unsigned"]),
+        (SLICED, ["weights of 2x2+3 bits", "inputs of 2x4 bits", "per-pulse"]),
         (GENERIC.replace(adc=Converter(8, kind="sar", mismatch=0.01)), ["sar, mismatch 0.01"]),
         (GENERIC.replace(dac=Converter(8, learned=True)), ["8-bit DAC (learned range)"]),
         (GENERIC.replace(periphery=Periphery(nonlinearity=0.02)), ["nonlinearity 0.02"]),

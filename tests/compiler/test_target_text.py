@@ -15,10 +15,10 @@ CELL = analogc.Cell(mode="pair", g_min=1.0, g_max=25.0)
     [
         ({"dac": None}, "ideal DAC"),
         ({"adc": analogc.Converter(6, kind="ramp")}, "6-bit ADC (ramp)"),
-        ({"slicing": analogc.Slicing((4, 4))}, "weights of 4+4 bits"),
+        ({"slicing": analogc.Slicing((4, 4))}, "weights of 2x4 bits"),
         (
             {"slicing": analogc.Slicing((2,) * 4, input_bits=(1,) * 8)},
-            "inputs of 1+1+1+1+1+1+1+1 bits",
+            "inputs of 8x1 bits",
         ),
         ({"cell": CELL}, "pair cells, 1 to 25 µS"),
         ({"cell": analogc.Cell(mode="pair", g_max=25.0, stuck_off=0.1)}, "10 % stuck off"),
