@@ -276,9 +276,7 @@ _AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C
 )
 
 
-@_without_autocast
-@torch.no_grad()
-def saving_backward_kernel(
+def saving_gradients(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -293,7 +291,7 @@ def saving_backward_kernel(
     need_input: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    """``analogc::saving_backward`` on tensors with memory: gradients of input and weight."""
+    """Gradients of input and weight, of tensors with memory, without autocast or gradients."""
     settings = parse(spec)
     single = weight.dim() > 2 and x.dim() == weight.dim() - 1
     given, x = x, _capped(x, settings)
@@ -310,11 +308,11 @@ def saving_backward_kernel(
         and backward.serves(packed, settings)
     ):
         grad_x, grad_w = backward.backward(
-            batched_grad.float(), batched.float(), packed, held.scale, masks, input_range,
-            settings, (stride, padding, dilation), need_input, need_weight,
+            _as(batched_grad, torch.float32), _as(batched, torch.float32), packed, held.scale,
+            masks, input_range, settings, (stride, padding, dilation), need_input, need_weight,
         )  # fmt: skip
-        grad_x = None if grad_x is None else grad_x.to(x.dtype)
-        grad_w = None if grad_w is None else grad_w.to(weight.dtype)
+        grad_x = None if grad_x is None else _as(grad_x, x.dtype)
+        grad_w = None if grad_w is None else _as(grad_w, weight.dtype)
     else:
         mvm = geometry(settings, weight.shape, stride, padding, dilation, groups)
         grad_x, grad_w = kernels.backward(
@@ -328,6 +326,14 @@ def saving_backward_kernel(
         if settings.cap is not None:
             grad_x = grad_x * (given.abs() <= settings.cap)
     return grad_x, x.new_empty(0) if grad_w is None else grad_w.contiguous()
+
+
+def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype is dtype else x.to(dtype)
+
+
+saving_backward_kernel = _without_autocast(torch.no_grad()(saving_gradients))
+"""``analogc::saving_backward`` on tensors with memory."""
 
 
 @_without_autocast

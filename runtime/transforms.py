@@ -59,7 +59,7 @@ class _Layer(_SingleLevelFunction):
         if need_x or need_w:
             backward: Callable[..., Any] = torch.ops.analogc.saving_backward.default
             if is_alone(grad, weight, x) and not torch.is_grad_enabled():
-                backward = ops.saving_backward_kernel
+                backward = ops.saving_gradients
             found = backward(grad, x, weight, mask, input_range, *ctx.rest, need_x, need_w)
             grad_x = found[0] if need_x else None
             grad_w = found[1] if need_w else None

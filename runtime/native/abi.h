@@ -5,7 +5,7 @@
 #pragma once
 #include <stdint.h>
 
-#define ANALOGC_ABI_VERSION 4
+#define ANALOGC_ABI_VERSION 5
 
 #pragma GCC visibility push(default)
 #if defined(__cplusplus)
@@ -80,32 +80,62 @@ int32_t analogc_call(const analogc_layer *layer, const float *x, float *y, const
 void analogc_normals(float *out, int64_t rows, int64_t columns, uint64_t key, uint32_t block,
                      uint32_t call, int32_t threads);
 
-// For the backward pass. Matrices [rows, length] with a stride between rows; strides in elements.
-// out = what the tiles are driven with, in units of the input: code * unit / levels. range: one
-// number, or null for the abs-max of each row. levels 0: a copy.
-int32_t analogc_drive(const float *x, int64_t rows, int64_t length, int64_t x_stride,
-                      const float *range, int32_t levels, float *out, int64_t out_stride,
-                      int32_t threads);
+// For the backward pass. Matrices [rows, ...] with a stride between rows; strides in elements.
+// out[to + k] = what the tiles are driven with, in units of the input: code * unit / levels of
+// x[from + k], k < length, in each row, for each of the parts. range: [parts], or null for the
+// abs-max of each row's part. levels 0: a copy.
+int32_t analogc_drive(const float *x, int64_t rows, int64_t x_stride, const int64_t *from,
+                      const int64_t *to, const int64_t *length, int64_t parts, const float *range,
+                      int32_t levels, float *out, int64_t out_stride, int32_t threads);
 // out[i] = gradient[i] * mask[i]; out may be gradient.
 int32_t analogc_mask_gradient(const float *gradient, const uint8_t *mask, int64_t n, float *out,
                               int32_t threads);
-// out = gradient where |x| <= *range, 0 times it elsewhere; out may be gradient.
-int32_t analogc_clip_gradient(const float *gradient, int64_t rows, int64_t length, int64_t stride,
-                              const float *x, int64_t x_stride, const float *range, float *out,
-                              int64_t out_stride, int32_t threads);
+// out[i] = gradient[i] * (product of mask[r, i] over the blocks); out may be gradient. Lists in
+// `mixed`, ascending, the i at which the blocks' masks differ and returns their number. -1, with
+// `out` not to be used, if they are many (more than one of ANALOGC_MIXED in some part) or have a
+// gradient that is not finite. mixed has room for ceil(n / 16384) * 16384 / ANALOGC_MIXED.
+#define ANALOGC_MIXED 64
+int64_t analogc_mask_blocks(const float *gradient, const uint8_t *mask, int64_t blocks, int64_t n,
+                            float *out, int64_t *mixed, int32_t threads);
+// What the products of a layer with one row block take, in one call: passed = gradient * mask, driven
+// as of analogc_drive for all of x, and the weight times alpha, rows [K, N] as of analogc_unpack_rows
+// for a linear layer, else [N, K]. Maps are [batch, columns, pixels] and [batch, inputs,
+// in_pixels] in any one layout; `turned`: they are planes, and passed and driven channels last. Null
+// results and a null mask are left out.
+int32_t analogc_prepare(const analogc_weight *weight, const float *alpha, int32_t linear,
+                        int64_t batch, int64_t pixels, int64_t inputs, int64_t in_pixels,
+                        const float *gradient, const uint8_t *mask, const float *x,
+                        const float *range, int32_t levels, int32_t turned, float *passed,
+                        float *driven, float *unpacked, int32_t threads);
+// out = gradient where |x| <= range, 0 times it elsewhere; out may be gradient. range: [parts], part
+// s is columns bounds[s] to bounds[s + 1].
+int32_t analogc_clip_gradient(const float *gradient, int64_t rows, int64_t stride, const float *x,
+                              int64_t x_stride, const int64_t *bounds, int64_t parts,
+                              const float *range, float *out, int64_t out_stride, int32_t threads);
+// What the outputs in `mixed` add to the gradients of input and weight [N, K], those of the row
+// blocks that pass them. mask [R, ...] and gradient are laid out as the layer's y, grad_x as its x;
+// weight is [N, K], times alpha. grad_x or grad_w may be null. One group; of the layer only sizes,
+// rows, layouts, DAC levels and `dynamic` are read.
+int32_t analogc_add_mixed(const analogc_layer *layer, const float *x, const float *input_range,
+                          const uint8_t *mask, const float *gradient, const int64_t *mixed,
+                          int64_t count, const float *weight, float *grad_x, float *grad_w,
+                          int32_t threads);
+// Sets grad_x of each channel with rows in two blocks where |x| is in between their ranges: to the
+// gradient of the rows of the block with the wider one. Operands as above; mask may be null.
+int32_t analogc_shared_channels(const analogc_layer *layer, const float *x,
+                                const float *input_range, const uint8_t *mask,
+                                const float *gradient, const float *weight, float *grad_x,
+                                int32_t threads);
 
-// The same for feature maps in planes [batch][channel][pixel], some channels of which may be meant:
-// element (b * maps + c) * pixels + p, where `maps` counts all channels. The other side is dense,
-// channels last, [batch][pixel][channels]. mask may be null; a static range or levels 0.
+// The same for feature maps, from planes [batch][channel][pixel] to channels last,
+// [batch][pixel][channel]. mask may be null; a static range or levels 0.
 int32_t analogc_mask_turned(const float *gradient, const uint8_t *mask, int64_t batch,
                             int64_t channels, int64_t pixels, float *out, int32_t threads);
-int32_t analogc_drive_turned(const float *x, int64_t batch, int64_t channels, int64_t maps,
-                             int64_t pixels, const float *range, int32_t levels, float *out,
-                             int32_t threads);
-// gradient is channels last, x and out are planes; range null: no DAC.
+int32_t analogc_drive_turned(const float *x, int64_t batch, int64_t channels, int64_t pixels,
+                             const float *range, int32_t levels, float *out, int32_t threads);
+// The other way round: gradient is channels last, x and out are planes.
 int32_t analogc_clip_turned(const float *gradient, const float *x, int64_t batch, int64_t channels,
-                            int64_t maps, int64_t pixels, const float *range, float *out,
-                            int32_t threads);
+                            int64_t pixels, const float *range, float *out, int32_t threads);
 
 // 64-bit content hash; the same on every machine of the same byte order.
 uint64_t analogc_hash(const void *data, uint64_t bytes);

@@ -2,27 +2,31 @@
 
 ``kernels.backward`` defines what is computed. Here the weight scale is folded into the weight and
 the DAC's unit into its codes, so that each product has nothing around it but the masks.
+
+One product serves all row blocks: it takes the outputs that clipped in none of them. What clipped
+in some blocks only, one output in thousands, is added by itself (``mixed.cpp``).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..spec import LayerSpec
-from .layer import Packed
-from .tensors import (
+from . import conv_backward
+from .gradients import (
+    add_mixed,
     clip_gradient,
-    clip_turned,
     drive,
-    drive_turned,
+    mask_blocks,
     mask_gradient,
-    mask_turned,
-    new,
+    parts_of,
+    prepare,
 )
+from .layer import Packed, ready, sizes
+from .tensors import new
 
 Found = tuple[Tensor | None, Tensor | None]
 
@@ -30,8 +34,6 @@ _UNPACKED = 1 << 19
 """Weights that are unpacked at a time: what they are multiplied from fits a second-level cache."""
 _COLUMNS = 1024
 """Columns of a weight whose gradient is computed at a time; more of them miss the TLB."""
-_TURNED = 128
-"""Most channels of a convolution whose gradient is computed channels last in any case."""
 
 
 def serves(packed: Packed, spec: LayerSpec) -> bool:
@@ -65,179 +67,115 @@ def backward(
         need_input: want the gradient of the input.
         need_weight: want the gradient of the weight, ``[N, K]`` or ``[N, C / groups, *kernel]``.
     """
-    layer = _Layer(packed, alpha, mask, input_range, spec, need_input, need_weight)
-    return layer.conv(grad, x, geometry) if packed.taps else layer.linear(grad, x)
-
-
-class _Layer:
-    """What all row blocks of one gradient share."""
-
-    def __init__(
-        self,
-        packed: Packed,
-        alpha: Tensor,
-        mask: Tensor | None,
-        input_range: Tensor | None,
-        spec: LayerSpec,
-        need_input: bool,
-        need_weight: bool,
-    ) -> None:
-        self.packed, self.alpha, self.mask = packed, alpha, mask
-        self.levels = spec.dac.levels if spec.dac else 0
-        self.range = None if input_range is None else input_range.float().contiguous()
-        self.spec, self.need_input, self.need_weight = spec, need_input, need_weight
-
-    def linear(self, grad: Tensor, x: Tensor) -> Found:
-        """GEMMs over all vectors."""
-        n, k = self.packed.shape
-        flat, out = x.reshape(-1, k).contiguous(), grad.reshape(-1, n).contiguous()
-        masks = None if self.mask is None else self.mask.view(-1, *out.shape)
-        memory = new(self._rows_at_once(), n) if self.need_input else None
-        grad_x = torch.empty_like(flat) if self.need_input else None
-        grad_w = new(n, k) if self.need_weight else None
-        for r, (a, b) in enumerate(self.spec.blocks):
-            passed = out if masks is None else mask_gradient(out, masks[r])
-            if grad_x is not None and memory is not None:
-                for first in range(a, b, len(memory)):
-                    rows = self.packed.rows_scaled(self.alpha, r, first - a, memory)
-                    part = grad_x[:, first : first + len(rows)]
-                    torch.mm(passed, rows.mT, out=part)
-                if self.range is not None:
-                    part = grad_x[:, a:b]
-                    clip_gradient(part, flat[:, a:b], self.range[r], out=part)
-            if grad_w is not None:
-                driven = self._drive(flat[:, a:b], r)
-                for first in range(0, n, _COLUMNS):
-                    some = slice(first, first + _COLUMNS)
-                    torch.mm(passed[:, some].mT, driven, out=grad_w[some, a:b])
-        return None if grad_x is None else grad_x.view(x.shape), grad_w
-
-    def _rows_at_once(self) -> int:
-        # Rows of the weight are unpacked into the same memory again and again: what they are
-        # multiplied from stays in cache, and fresh pages would cost more than it.
-        most = max(b - a for a, b in self.spec.blocks)
-        fit = max(_UNPACKED // self.packed.shape[0], 64) // 2 * 2
-        return min(most, fit)
-
-    def _drive(self, part: Tensor, block: int) -> Tensor:
-        if self.levels == 0:
-            return part
-        return drive(part, None if self.range is None else self.range[block], self.levels)
-
-    def conv(
-        self, grad: Tensor, x: Tensor, geometry: tuple[Sequence[int], Sequence[int], Sequence[int]]
-    ) -> Found:
-        """One convolution's gradient for each row block, over the channels that it touches."""
-        n, k = self.packed.shape
-        taps = self.packed.taps
-        volume = math.prod(taps)
-        weight = self.packed.unpack_scaled(self.alpha).view(n, k // volume, *taps)
-        x, grad = _dense(x), _dense(grad)
-        grad_x = torch.empty_like(x) if self.need_input else None
-        single = len(self.spec.blocks) == 1
-        grad_w = torch.zeros_like(weight) if self.need_weight and not single else None
-        turned = self._turns(x)
-        done = 0  # channels that have a gradient: blocks may share one
-        for r, (start, stop) in enumerate(self.spec.blocks):
-            first, last = start // volume, -(-stop // volume)
-            block = weight
-            if not single:
-                block = weight[:, first:last].contiguous()
-                rows = block.view(n, -1)
-                rows[:, : start - first * volume] = 0
-                rows[:, stop - first * volume :] = 0
-            # Groups keep all channels of x in their one row block.
-            channels = slice(first, last) if self.packed.groups == 1 else slice(None)
-            found = torch.ops.aten.convolution_backward(
-                self._masked_map(grad, r, turned), self._driven_map(x, channels, r, turned), block,
-                None, *geometry, False, [0] * len(taps), self.packed.groups,
-                [self.need_input, self.need_weight, False],
-            )  # fmt: skip
-            if grad_x is not None:
-                if first < done:
-                    kept = grad_x[:, first].clone()
-                    self._place(found[0], x, channels, r, grad_x)
-                    grad_x[:, first] += kept
-                else:
-                    self._place(found[0], x, channels, r, grad_x)
-                done = last
-            if single:
-                grad_w = found[1]
-            elif grad_w is not None:
-                skip = first * volume
-                flat = found[1].reshape(n, -1)
-                grad_w.view(n, -1)[:, start:stop] = flat[:, start - skip : stop - skip]
-        return grad_x, grad_w
-
-    def _turns(self, x: Tensor) -> bool:
-        # oneDNN's gradients of few channels take 0.55 to 1 times as long channels last, and the
-        # passes around them can turn the maps on their way.
-        return (
-            x.dim() == 4
-            and x.is_contiguous()
-            and self.packed.groups == 1
-            and max(x.shape[1], self.packed.shape[0]) <= _TURNED
-            and not (self.levels and self.range is None)
+    full = None if input_range is None else ready(input_range, len(spec.blocks))
+    if packed.taps:
+        return conv_backward.backward(
+            grad, x, packed, alpha, mask, full, spec, geometry, need_input, need_weight
         )
-
-    def _masked_map(self, grad: Tensor, block: int, turned: bool) -> Tensor:
-        mask = None if self.mask is None else self.mask[block]
-        if turned and (mask is None or mask.is_contiguous()):
-            return mask_turned(grad.contiguous(), mask)
-        return grad if mask is None else _masked(grad, mask)
-
-    def _driven_map(self, x: Tensor, channels: slice, block: int, turned: bool) -> Tensor:
-        if turned and self.need_weight:
-            full = None if self.range is None else self.range[block]
-            first, last, _ = channels.indices(x.shape[1])
-            return drive_turned(x, first, last, full, self.levels)
-        part = x[:, channels]
-        if self.levels == 0 or not self.need_weight:
-            return part
-        return _unrows(self._drive(_rows(part), block), part)
-
-    def _place(self, grad: Tensor, x: Tensor, channels: slice, block: int, out: Tensor) -> None:
-        """The gradient of a row block's channels, clipped, into its place in ``out``."""
-        turned = _is_last(grad) and grad.is_contiguous(memory_format=torch.channels_last)
-        if self.range is not None and turned and not _is_last(x) and x.is_contiguous():
-            first, last, _ = channels.indices(x.shape[1])
-            clip_turned(grad, x, first, last, self.range[block], out)
-            return
-        part, to = x[:, channels], out[:, channels]
-        if self.range is None:
-            to.copy_(grad)
-        elif _is_last(grad) == _is_last(part):
-            clip_gradient(_rows(grad), _rows(part), self.range[block], _rows(to))
-        else:
-            torch.mul(grad, part.abs() <= self.range[block], out=to)
+    n, k = packed.shape
+    flat, out = x.reshape(-1, k).contiguous(), grad.reshape(-1, n).contiguous()
+    levels = spec.dac.levels if spec.dac else 0
+    if len(packed.rows) == 2 and n * k <= _UNPACKED:
+        grad_x, grad_w = _small(
+            out, flat, packed, alpha, mask, full, levels, need_input, need_weight
+        )
+        return None if grad_x is None else grad_x.view(x.shape), grad_w
+    masks = None if mask is None else mask.reshape(-1, *out.shape).contiguous()
+    grad_x = grad_w = None
+    if need_input:
+        grad_x = _of_input(out, flat, packed, alpha, masks, full, spec).view(x.shape)
+    if need_weight:
+        driven = drive(flat, full, levels, parts_of(packed.rows)[0]) if levels else flat
+        grad_w = _of_weight(out, flat, driven, packed, masks, full, spec)
+    return grad_x, grad_w
 
 
-def _is_last(x: Tensor) -> bool:
-    return x.dim() == 4 and x.shape[1] > 1 and x.stride(1) == 1
+def _small(
+    grad: Tensor,
+    x: Tensor,
+    packed: Packed,
+    alpha: Tensor,
+    mask: Tensor | None,
+    input_range: Tensor | None,
+    levels: int,
+    need_input: bool,
+    need_weight: bool,
+) -> Found:
+    """Two GEMMs, and before them one call for all that they take.
+
+    After a GEMM, each small step finds the caches cold and takes up to 30 us.
+    """
+    if mask is not None:
+        mask = mask.contiguous()
+    passed, driven, rows = prepare(
+        grad, x, packed, alpha, mask, input_range, levels, need_input, need_weight
+    )
+    turned = passed.mT
+    grad_x = None if rows is None else torch.mm(passed, rows.mT)
+    grad_w = torch.mm(turned, driven) if need_weight else None
+    if grad_x is not None and input_range is not None:
+        clip_gradient(grad_x, x, input_range, grad_x)
+    return grad_x, grad_w
 
 
-def _dense(x: Tensor) -> Tensor:
-    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return x
-    return x.contiguous()
+def _of_input(
+    grad: Tensor,
+    x: Tensor,
+    packed: Packed,
+    alpha: Tensor,
+    masks: Tensor | None,
+    input_range: Tensor | None,
+    spec: LayerSpec,
+) -> Tensor:
+    """A GEMM for each few rows of the weight: each is of one row block and its mask."""
+    memory = new(_rows_at_once(packed), packed.shape[0])
+    passed = grad if masks is None else torch.empty_like(grad)
+    grad_x = torch.empty_like(x)
+    for r, (a, b) in enumerate(spec.blocks):
+        if masks is not None:
+            mask_gradient(grad, masks[r], passed)
+        for first in range(a, b, len(memory)):
+            rows = packed.rows_scaled(alpha, r, first - a, memory)
+            torch.mm(passed, rows.mT, out=grad_x[:, first : first + len(rows)])
+    if input_range is not None:
+        clip_gradient(grad_x, x, input_range, grad_x, parts_of(packed.rows)[1])
+    return grad_x
 
 
-def _rows(part: Tensor) -> Tensor:
-    """A slice of channels of a dense map as a matrix of dense rows."""
-    if _is_last(part):
-        batch, channels, height, width = part.shape
-        return part.permute(0, 2, 3, 1).view(batch * height * width, channels)
-    return part.flatten(1)
+def _rows_at_once(packed: Packed) -> int:
+    # Rows of the weight are unpacked into the same memory again and again: what they are
+    # multiplied from stays in cache, and fresh pages would cost more than it.
+    most = max(b - a for a, b in zip(packed.rows, packed.rows[1:], strict=False))
+    fit = max(_UNPACKED // packed.shape[0], 64) // 2 * 2
+    return min(most, fit)
 
 
-def _unrows(rows: Tensor, part: Tensor) -> Tensor:
-    if _is_last(part):
-        batch, channels, height, width = part.shape
-        return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
-    return rows.view(part.shape)
+def _of_weight(
+    grad: Tensor,
+    x: Tensor,
+    driven: Tensor,
+    packed: Packed,
+    masks: Tensor | None,
+    input_range: Tensor | None,
+    spec: LayerSpec,
+) -> Tensor:
+    found = new(*packed.shape)
+    joined = None if masks is None else mask_blocks(grad, masks)
+    if masks is None or joined is not None:
+        _products(grad if joined is None else joined[0], driven, found)
+        if joined is not None and masks is not None and joined[1].numel():
+            add_mixed(
+                sizes(packed, spec, x, False, ((), (), ())), x, input_range, masks, grad, joined[1],
+                None, None, found,
+            )  # fmt: skip
+        return found
+    passed = torch.empty_like(grad)
+    for r, (a, b) in enumerate(spec.blocks):
+        _products(mask_gradient(grad, masks[r], passed), driven[:, a:b], found[:, a:b])
+    return found
 
 
-def _masked(grad: Tensor, mask: Tensor) -> Tensor:
-    if grad.stride() == mask.stride():
-        return mask_gradient(grad, mask)
-    return grad * mask
+def _products(grad: Tensor, driven: Tensor, out: Tensor) -> None:
+    for first in range(0, grad.shape[1], _COLUMNS):
+        some = slice(first, first + _COLUMNS)
+        torch.mm(grad[:, some].mT, driven, out=out[some])

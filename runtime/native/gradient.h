@@ -15,8 +15,62 @@ void mask_gradient(const float *gradient, const uint8_t *mask, int64_t n, float 
     for (int64_t i = 0; i < n; ++i) out[i] = gradient[i] * static_cast<float>(mask[i]);
 }
 
+// Masks of all blocks, `stride` apart, for n <= 64 elements. True if two of them differ somewhere.
+inline bool meet(const uint8_t *mask, int64_t stride, int64_t blocks, int64_t n, uint8_t *all,
+                 uint8_t *differ) {
+    uint8_t any[64] = {}, found = 0;
+    for (int64_t i = 0; i < n; ++i) all[i] = any[i] = mask[i];
+    for (int64_t r = 1; r < blocks; ++r) {
+        for (int64_t i = 0; i < n; ++i) all[i] &= mask[r * stride + i];
+        for (int64_t i = 0; i < n; ++i) any[i] |= mask[r * stride + i];
+    }
+    for (int64_t i = 0; i < n; ++i) differ[i] = all[i] ^ any[i];
+    for (int64_t i = 0; i < n; ++i) found |= differ[i];
+    return found != 0;
+}
+
+int64_t mask_blocks(const float *gradient, const uint8_t *mask, int64_t stride, int64_t blocks,
+                    int64_t n, int64_t first, float *out, int64_t *mixed, int64_t room) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i += 64) {
+        const int64_t length = n - i < 64 ? n - i : 64;
+        uint8_t all[64], differ[64];
+        // The constant is for the compiler, which makes a few instructions of the loops then.
+        const bool some = length == 64 ? meet(mask + i, stride, blocks, 64, all, differ)
+                                       : meet(mask + i, stride, blocks, length, all, differ);
+        for (int64_t j = 0; j < length; ++j) {
+            out[i + j] = gradient[i + j] * static_cast<float>(all[j]);
+        }
+        for (int64_t j = 0; some && j < length; ++j) {
+            if (!differ[j]) continue;
+            const bool finite = (bits_of(gradient[i + j]) & 0x7F800000) != 0x7F800000;
+            if (count == room || !finite) return -1;
+            mixed[count++] = first + i + j;
+        }
+    }
+    return count;
+}
+
 void clip_gradient(const float *gradient, const float *x, int64_t n, float full, float *out) {
-    for (int64_t i = 0; i < n; ++i) out[i] = gradient[i] * passes(x[i], full);
+    if (out != gradient) {
+        for (int64_t i = 0; i < n; ++i) out[i] = gradient[i] * passes(x[i], full);
+        return;
+    }
+    // In place hardly any part has something to write.
+    constexpr int64_t kPart = 64;
+    constexpr uint32_t kOne = 0x3F800000;  // bits of 1.0f
+    int64_t i = 0;
+    for (; i + kPart <= n; i += kPart) {
+        uint32_t clipped = 0;
+        for (int64_t j = 0; j < kPart; ++j) clipped |= bits_of(passes(x[i + j], full)) ^ kOne;
+        for (int64_t j = 0; clipped && j < kPart; ++j) out[i + j] *= passes(x[i + j], full);
+    }
+    for (; i < n; ++i) out[i] *= passes(x[i], full);
+}
+
+void drive(const float *x, int64_t n, float unit, float levels, float *out) {
+    const float steps = levels / unit, scale = unit / levels;
+    for (int64_t i = 0; i < n; ++i) out[i] = dac_code(x[i], steps, levels) * scale;
 }
 
 // A pair is read as one word, low half first, as on every machine that this is built for.

@@ -88,7 +88,15 @@ struct Isa {
     void (*normals)(float *out, uint64_t first_group, int64_t groups, uint64_t key, uint32_t block,
                     uint32_t call);
     void (*mask_gradient)(const float *gradient, const uint8_t *mask, int64_t n, float *out);
+    // out = gradient * (mask of all blocks, `stride` apart). Writes first + i to `mixed` where the
+    // blocks' masks differ and returns how many these are: -1 beyond `room`, or if a gradient is not
+    // finite there.
+    int64_t (*mask_blocks)(const float *gradient, const uint8_t *mask, int64_t stride,
+                           int64_t blocks, int64_t n, int64_t first, float *out, int64_t *mixed,
+                           int64_t room);
     void (*clip_gradient)(const float *gradient, const float *x, int64_t n, float full, float *out);
+    // Codes in units of x: code * unit / levels.
+    void (*drive)(const float *x, int64_t n, float unit, float levels, float *out);
     // even[n] = codes[n][0] * step[n] * alpha[n], odd[n] = codes[n][1] * ...; odd may be null.
     void (*pair_of_rows)(const int16_t *codes, int64_t n, const float *step, const float *alpha,
                          float *even, float *odd);

@@ -109,11 +109,11 @@ class Packed:
         n, k = written.shape
         step = new(n if format == "int16" else 0)
         packed = Packed(torch.empty(0, dtype=dtype, device="cpu"), step, (n, k), rows, taps, groups)
-        size = loaded().packed_size(packed._struct())
+        size = loaded().packed_size(packed.struct())
         if size < 0 or rows[-1] != k:
             raise ValueError(f"rows {rows}, taps {taps}, groups {groups} do not fit {n} x {k}")
         packed.data = torch.empty(size // dtype.itemsize, dtype=dtype, device="cpu")
-        if status := loaded().pack(packed._struct(), written.data_ptr(), torch.get_num_threads()):
+        if status := loaded().pack(packed.struct(), written.data_ptr(), torch.get_num_threads()):
             raise ValueError(f"weight of {n} x {k} cannot be packed as {format} ({status})")
         return packed
 
@@ -133,7 +133,7 @@ class Packed:
 
     def unpack_scaled(self, alpha: Tensor) -> Tensor:
         """Weight in its own units, ``alpha[n] * unpack()[n]``, in one pass."""
-        return self._unpack(_ready(alpha, self.shape[0]))
+        return self._unpack(ready(alpha, self.shape[0]))
 
     def rows_scaled(self, alpha: Tensor, block: int, first: int, out: Tensor) -> Tensor:
         """``unpack_scaled(alpha)`` of rows of a linear layer's row block, transposed and faster.
@@ -151,9 +151,9 @@ class Packed:
         length = min(out.shape[0], self.rows[block + 1] - self.rows[block] - first)
         if out.shape[1] != self.shape[0]:
             raise ValueError(f"{list(out.shape)} cannot hold rows of {self.shape[0]}")
-        alpha = _ready(alpha, self.shape[0])
+        alpha = ready(alpha, self.shape[0])
         status = loaded().unpack_rows(
-            self._struct(), block, first, length, alpha.data_ptr(), out.data_ptr(),
+            self.struct(), block, first, length, alpha.data_ptr(), out.data_ptr(),
             torch.get_num_threads(),
         )  # fmt: skip
         if status:
@@ -164,12 +164,13 @@ class Packed:
         written = new(*self.shape)
         pointer = None if alpha is None else alpha.data_ptr()
         status = loaded().unpack(
-            self._struct(), pointer, written.data_ptr(), torch.get_num_threads()
+            self.struct(), pointer, written.data_ptr(), torch.get_num_threads()
         )
         assert status == 0, "what was packed can be unpacked"
         return written
 
-    def _struct(self) -> Weight:
+    def struct(self) -> Weight:
+        """The weight as the kernels take it; valid while this lives."""
         found = self._weight
         if found is None or found.data != self.data.data_ptr():
             found = self._weight = self._new_struct()
@@ -209,7 +210,7 @@ class _Prepared:
         self.spec, self.shape, self.last = spec, x.shape, last
         self.geometry, self.data, self.adc_per_column = geometry, packed.data, adc_per_column
         struct = Layer()
-        self.weight = struct.weight = packed._struct()
+        self.weight = struct.weight = packed.struct()
         n, dims = packed.shape[0], len(packed.taps)
         if dims:
             self.out = (x.shape[0], n, *self._convolve(struct, packed, x.shape, geometry))
@@ -276,8 +277,22 @@ class _Prepared:
         )
 
 
-def _ready(values: Tensor, count: int) -> Tensor:
-    """The tensor itself if it is contiguous float32, else a copy that is."""
+def sizes(
+    packed: Packed,
+    spec: LayerSpec,
+    x: Tensor,
+    last: bool,
+    geometry: tuple[Sequence[int], Sequence[int], Sequence[int]],
+) -> Layer:
+    """Sizes, layouts and settings of a layer with the input ``x``, channels last if ``last``."""
+    found = packed._prepared
+    if found is None or not found.fits(packed, spec, x, last, geometry, found.adc_per_column):
+        found = _Prepared(packed, spec, x, last, geometry, False)
+    return found.struct
+
+
+def ready(values: Tensor, count: int) -> Tensor:
+    """``count`` numbers for a kernel: the tensor itself if contiguous float32, else a copy."""
     if values.numel() != count or not values.is_cpu:
         raise ValueError(
             f"{count} numbers on the CPU wanted, got {list(values.shape)} on {values.device}"
@@ -347,11 +362,11 @@ def forward(
         raise ValueError(f"{columns} float32 scales wanted, got {alpha.dtype} {list(alpha.shape)}")
     # The operands live until the call returns; another thread may be in this layer meanwhile.
     if bias is not None:
-        bias = _ready(bias, columns)
+        bias = ready(bias, columns)
     if input_range is not None:
-        input_range = _ready(input_range, blocks)
+        input_range = ready(input_range, blocks)
     if adc_range is not None:
-        adc_range = _ready(adc_range, prepared.adc_ranges)
+        adc_range = ready(adc_range, prepared.adc_ranges)
     status = prepared.call(
         prepared.struct, x.data_ptr(), y.data_ptr(), alpha.data_ptr(),
         None if bias is None else bias.data_ptr(),

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch  # loads the OpenMP runtime that the library uses  # noqa: F401
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 ISAS = ("baseline", "avx2", "avx512", "avx512vnni")
 
 
@@ -108,18 +108,37 @@ class Library:
         self.normals.restype = None
         self.drive = lib.analogc_drive
         self.drive.argtypes = [
-            c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int32, c_void_p, c_int64, c_int32,
+            c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_int32,
+            c_void_p, c_int64, c_int32,
         ]  # fmt: skip
         self.drive.restype = c_int32
         self.mask_gradient = lib.analogc_mask_gradient
         self.mask_gradient.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int32]
         self.mask_gradient.restype = c_int32
         self.clip_gradient = lib.analogc_clip_gradient
+        self.prepare = lib.analogc_prepare
+        self.prepare.argtypes = [
+            weight, c_void_p, c_int32, *[c_int64] * 4, *[c_void_p] * 4, c_int32, c_int32,
+            *[c_void_p] * 3, c_int32,
+        ]  # fmt: skip
+        self.prepare.restype = c_int32
+        self.mask_blocks = lib.analogc_mask_blocks
+        self.mask_blocks.argtypes = [
+            c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int32,
+        ]  # fmt: skip
+        self.mask_blocks.restype = c_int64
+        self.clip_gradient = lib.analogc_clip_gradient
         self.clip_gradient.argtypes = [
-            c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_void_p, c_int64,
-            c_int32,
+            c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p,
+            c_int64, c_int32,
         ]  # fmt: skip
         self.clip_gradient.restype = c_int32
+        self.add_mixed = lib.analogc_add_mixed
+        self.add_mixed.argtypes = [layer, *[c_void_p] * 5, c_int64, *[c_void_p] * 3, c_int32]
+        self.add_mixed.restype = c_int32
+        self.shared_channels = lib.analogc_shared_channels
+        self.shared_channels.argtypes = [layer, *[c_void_p] * 6, c_int32]
+        self.shared_channels.restype = c_int32
         self.mask_turned = lib.analogc_mask_turned
         self.mask_turned.argtypes = [
             c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int32,
@@ -127,12 +146,12 @@ class Library:
         self.mask_turned.restype = c_int32
         self.drive_turned = lib.analogc_drive_turned
         self.drive_turned.argtypes = [
-            c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p, c_int32, c_void_p, c_int32,
+            c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int32, c_void_p, c_int32,
         ]  # fmt: skip
         self.drive_turned.restype = c_int32
         self.clip_turned = lib.analogc_clip_turned
         self.clip_turned.argtypes = [
-            c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int32,
+            c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int32,
         ]  # fmt: skip
         self.clip_turned.restype = c_int32
         self.hash = lib.analogc_hash

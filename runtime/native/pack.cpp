@@ -159,6 +159,25 @@ bool is_valid(const analogc_weight &w) {
     return w.rows[0] == 0 && w.rows[w.blocks] == w.channels * w.taps;
 }
 
+// Weights of a chunk that is packed in pairs of rows, to written[n, k].
+void unpack_pairs(const Chunk &c, const int16_t *code, const float *step, const float *alpha,
+                  int64_t k_count, float *written) {
+    constexpr int64_t kStride = kPanel + 16;  // a power of two would crowd a few sets of a cache
+    alignas(64) float value[(kLine + 2) * kStride], ones[kPanel];
+    for (int64_t j = 0; !alpha && j < c.columns; ++j) ones[j] = 1;
+    const int64_t first = c.row / 2 * 2, skip = c.row - first;
+    for (int64_t i = 0; i < skip + c.count; i += 2) {
+        isa().pair_of_rows(code + c.panel + (first + i) * c.width, c.columns, step + c.column,
+                           alpha ? alpha + c.column : ones, value + i * kStride,
+                           value + (i + 1) * kStride);
+    }
+    for (int64_t j = 0; j < c.columns; ++j) {
+        const float *from = value + skip * kStride + j;
+        float *to = written + (c.column + j) * k_count + c.k;
+        for (int64_t at = 0; at < c.count; ++at) to[at * c.k_step] = from[at * kStride];
+    }
+}
+
 }  // namespace
 }  // namespace analogc
 
@@ -219,17 +238,16 @@ extern "C" int32_t analogc_unpack(const analogc_weight *weight, const float *alp
     if (threads > 1 && w.columns * k_count > kFew)
     for (int64_t i = 0; i < panels; ++i) {
         for_each_chunk(w, panel_of(w, i), [&](const Chunk &c) {
-            for (int64_t j = 0; j < c.columns; ++j) {
+            if (paired) unpack_pairs(c, code, w.step, alpha, k_count, written);
+            for (int64_t j = 0; !paired && j < c.columns; ++j) {
                 const int64_t n = c.column + j;
                 const float unit = integer ? w.step[n] : 1.0f, scale = alpha ? alpha[n] : 1.0f;
                 float *to = written + n * k_count + c.k;
-                // Three loops, because a choice for each weight would cost more than moving it.
+                // Two loops, because a choice for each weight would cost more than moving it.
                 const auto put = [&](int64_t at, float value) {
                     to[at * c.k_step] = value * unit * scale;
                 };
-                if (paired) {
-                    for (int64_t at = 0; at < c.count; ++at) put(at, code[c.paired(at, j)]);
-                } else if (integer) {
+                if (integer) {
                     for (int64_t at = 0; at < c.count; ++at) put(at, code[c.single(at, j)]);
                 } else {
                     for (int64_t at = 0; at < c.count; ++at) put(at, real[c.single(at, j)]);

@@ -20,7 +20,9 @@
      store_planes,                      \
      normals,                           \
      mask_gradient,                     \
+     mask_blocks,                       \
      clip_gradient,                     \
+     drive,                             \
      pair_of_rows,                      \
      mask_turned,                       \
      drive_turned,                      \
