@@ -80,7 +80,7 @@ def backward(
             out, flat, packed, alpha, mask, full, levels, need_input, need_weight
         )
         return None if grad_x is None else grad_x.view(x.shape), grad_w
-    masks = None if mask is None else mask.reshape(-1, *out.shape).contiguous()
+    masks = None if mask is None else mask.reshape(len(mask), *out.shape).contiguous()
     grad_x = grad_w = None
     if need_input:
         grad_x = _of_input(out, flat, packed, alpha, masks, full, spec).view(x.shape)

@@ -121,8 +121,8 @@ def prepare(
         turned: 2-d maps are contiguous, and results channels last.
 
     Returns:
-        ``gradient * mask``; ``drive(x)``, or ``x`` if it is not wanted; the scaled weight, ``[K, N]``
-        of a linear layer and ``[N, K]`` else, or None.
+        ``gradient * mask``; ``drive(x)``, or ``x`` if it is not wanted; the scaled weight, of a
+        linear layer ``[K, N]``, else ``[N, K]``, or None.
     """
     n, k = packed.shape
     linear = not packed.taps

@@ -39,6 +39,70 @@ int fail(const char *what) {
     return 1;
 }
 
+// The backward pass's helpers on a layer whose forward pass ran.
+int run_gradient(analogc_layer &l, int64_t pixels, int64_t in_pixels) {
+    const analogc_weight &w = l.weight;
+    const int64_t inputs = w.channels * w.taps, channels = w.groups * w.channels;
+    const int64_t x_size = l.batch * channels * in_pixels, y_size = l.batch * w.columns * pixels;
+    const auto gradient = values(y_size, -1, 1);
+    const auto mask = array<uint8_t>(w.blocks * y_size);
+    const int64_t rare = pick(0, 1) ? 300 : 2;
+    for (int64_t i = 0; i < w.blocks * y_size; ++i) mask[static_cast<size_t>(i)] = pick(1, rare) > 1;
+    const auto scaled = array<float>(w.columns * inputs);
+    if (analogc_unpack(&w, l.alpha, scaled.get(), 2)) return fail("unpack scaled");
+    const bool planes = !l.channels_last_in && in_pixels > 0;
+    const int64_t bounds[2] = {0, channels * in_pixels};
+
+    std::vector<float> first;
+    for (int32_t isa = analogc_isa_supported(); isa >= 0; --isa) {
+        analogc_isa_use(isa);
+        for (int32_t threads = 1; threads <= 2; ++threads) {
+            const auto passed = array<float>(y_size), grad_x = values(x_size, 0, 0);
+            const auto driven = values(x_size, 0, 0), unpacked = values(w.columns * inputs, 0, 0);
+            const auto grad_w = values(w.columns * inputs, 0, 0);
+            const auto mixed = array<int64_t>((y_size + 16383) / 16384 * 16384 / ANALOGC_MIXED);
+            const int64_t count = analogc_mask_blocks(gradient.get(), mask.get(), w.blocks, y_size,
+                                                      passed.get(), mixed.get(), threads);
+            if (count > 0 && w.groups == 1 &&
+                analogc_add_mixed(&l, l.x, l.input_range, mask.get(), gradient.get(), mixed.get(),
+                                  count, scaled.get(), grad_x.get(), grad_w.get(), threads)) {
+                return fail("mixed");
+            }
+            if (planes && l.size[0] == 1) {
+                const auto out = array<float>(x_size);
+                analogc_clip_turned(grad_x.get(), l.x, l.batch, channels, in_pixels, l.input_range,
+                                    out.get(), threads);
+            }
+            analogc_clip_gradient(grad_x.get(), l.batch, bounds[1], l.x, bounds[1], bounds, 1,
+                                  l.input_range, grad_x.get(), bounds[1], threads);
+            bool shares = w.groups == 1 && !l.dynamic;
+            for (int64_t r = 0; r + 2 < w.blocks; ++r) shares &= w.rows[r + 1] - w.rows[r] >= w.taps;
+            if (shares && analogc_shared_channels(&l, l.x, l.input_range, mask.get(),
+                                                  gradient.get(), scaled.get(), grad_x.get(),
+                                                  threads)) {
+                return fail("shared channels");
+            }
+            const bool turned = planes && l.size[0] == 1 && !l.dynamic && pick(0, 1);
+            if (w.blocks == 1 &&
+                analogc_prepare(&w, l.alpha, w.taps == 1 && w.groups == 1 && pick(0, 1), l.batch,
+                                pixels, channels, in_pixels, gradient.get(), mask.get(), l.x,
+                                l.dynamic ? nullptr : l.input_range, l.dac_levels, turned,
+                                passed.get(), driven.get(), unpacked.get(), threads)) {
+                return fail("prepare");
+            }
+            std::vector<float> found(grad_x.get(), grad_x.get() + x_size);
+            found.insert(found.end(), grad_w.get(), grad_w.get() + w.columns * inputs);
+            for (float &value : found) value = value == value ? value : 1e30f;
+            if (first.empty()) first = found;
+            if (std::memcmp(first.data(), found.data(), found.size() * sizeof(float))) {
+                return fail("gradients of instruction sets or threads differ");
+            }
+        }
+    }
+    analogc_isa_use(analogc_isa_supported());
+    return 0;
+}
+
 int run_layer() {
     analogc_layer l{};
     const int64_t dims = pick(0, 3);
@@ -123,11 +187,7 @@ int run_layer() {
     const uint64_t hash = analogc_hash(data.get(), static_cast<uint64_t>(bytes));
     analogc_isa_use(analogc_isa_supported());
     if (hash != analogc_hash(data.get(), static_cast<uint64_t>(bytes))) return fail("hash");
-    const auto drive = array<float>(x_size);
-    if (analogc_drive(x.get(), 1, x_size, x_size, nullptr, 127, drive.get(), x_size, 2)) {
-        return fail("drive");
-    }
-    return 0;
+    return run_gradient(l, pixels, in_pixels);
 }
 
 // Noise far into a matrix, where the number of a Philox block takes more than 32 bits.

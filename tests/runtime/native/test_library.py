@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from analogc.runtime import philox, tiles
-from analogc.runtime.native import loader, tensors
+from analogc.runtime.native import gradients, loader, tensors
 from analogc.runtime.native.layer import Packed
 from analogc.runtime.native.loader import Library
 from analogc.runtime.spec import LayerSpec
@@ -149,51 +150,53 @@ def test_drive_is_the_dequantised_input(fixed: bool) -> None:
     unit = full if fixed else torch.where(x.abs().amax(1) > 0, x.abs().amax(1), 1.0)[:, None]
     wanted = (x * (127 / unit.double())).round().clamp(-127, 127) * unit / 127
 
-    found = tensors.drive(x, full if fixed else None, 127)
+    found = gradients.drive(x, full if fixed else None, 127)
     torch.testing.assert_close(found, wanted.float())
-    assert torch.equal(tensors.drive(x, None, 0), x)
+    assert torch.equal(gradients.drive(x, None, 0), x)
 
 
 @pytest.mark.usefixtures("native")
 def test_gradient_is_masked_and_clipped() -> None:
     gradient, x, mask = torch.randn(9, 41), torch.randn(9, 41), torch.rand(9, 41) > 0.3
-    assert torch.equal(tensors.mask_gradient(gradient, mask), gradient * mask)
+    assert torch.equal(gradients.mask_gradient(gradient, mask), gradient * mask)
 
     wanted = gradient.clone()
     wanted[:, 5:20] *= x[:, 5:20].abs() <= 0.7
     part, out = gradient[:, 5:20], torch.zeros(9, 30)
-    tensors.clip_gradient(part, x[:, 5:20], torch.tensor([0.7]), out[:, 3:18])
+    gradients.clip_gradient(part, x[:, 5:20], torch.tensor([0.7]), out[:, 3:18])
     assert torch.equal(out[:, 3:18], wanted[:, 5:20])
     assert not out[:, :3].any() and not out[:, 18:].any()
-    tensors.clip_gradient(part, x[:, 5:20], torch.tensor([0.7]), part)
+    gradients.clip_gradient(part, x[:, 5:20], torch.tensor([0.7]), part)
     assert torch.equal(gradient, wanted)
 
 
 @pytest.mark.parametrize("size", [(5, 3), (8, 8), (13, 20), (0, 4), (19, 14)])
-@pytest.mark.parametrize("span", [(0, 1), (0, 19), (3, 14)])
-def test_maps_are_turned_on_the_way(
-    size: tuple[int, int], span: tuple[int, int], native: Library
-) -> None:
+@pytest.mark.parametrize("channels", [1, 8, 11, 19])
+def test_maps_are_turned_on_the_way(size: tuple[int, int], channels: int, native: Library) -> None:
     torch.manual_seed(3)
-    first, last = span
-    x, full = torch.randn(2, 19, *size), torch.tensor([0.8])
-    part = x[:, first:last].contiguous()
-    mask = torch.rand(part.shape) > 0.3
-    grad = torch.randn(part.shape).contiguous(memory_format=torch.channels_last)
-    driven = tensors.drive(part.flatten(1), full, 127).view(part.shape)
+    x, full, alpha = torch.randn(2, channels, *size), torch.tensor([0.8]), torch.rand(channels)
+    packed = Packed.pack(torch.randn(channels, channels), (0, channels), (1, 1), 1, 8)
+    gradient = torch.randn_like(x)
+    mask = torch.rand(x.shape) > 0.3
+    driven = gradients.drive(x.flatten(1), full, 127).view(x.shape)
+    last = gradient.contiguous(memory_format=torch.channels_last)
     for name in native.isas:
         native.isa = name
-        found = tensors.mask_turned(part, mask)
-        assert torch.equal(found, part * mask)
-        assert found.permute(0, 2, 3, 1).is_contiguous()
-        assert torch.equal(tensors.mask_turned(part, None), part)
-        assert torch.equal(tensors.drive_turned(x, first, last, full, 127), driven)
-        assert torch.equal(tensors.drive_turned(x, first, last, None, 0), part)
-        out = torch.zeros_like(x)
-        tensors.clip_turned(grad, x, first, last, full, out)
-        assert torch.equal(out[:, first:last], grad * (part.abs() <= 0.8))
-        assert not out[:, :first].any() and not out[:, last:].any()
-    native.isa = native.isas[-1]
+
+        def prepare(mask: Tensor | None, full: Tensor | None) -> tuple[Tensor, ...]:
+            levels = 0 if full is None else 127
+            found = gradients.prepare(
+                gradient, x, packed, alpha, mask, full, levels, True, True, True
+            )
+            assert found[2] is not None and torch.equal(found[2], packed.unpack_scaled(alpha))
+            assert all(part.permute(0, 2, 3, 1).is_contiguous() for part in found[:2])
+            return found[0], found[1]
+
+        for ours, wanted in zip(prepare(mask, full), (gradient * mask, driven), strict=True):
+            assert torch.equal(ours, wanted)
+        for ours, wanted in zip(prepare(None, None), (gradient, x), strict=True):
+            assert torch.equal(ours, wanted)
+        assert torch.equal(gradients.clip_turned(last, x, full), gradient * (x.abs() <= 0.8))
 
 
 @pytest.mark.usefixtures("native")
@@ -201,25 +204,49 @@ def test_maps_that_cannot_be_turned_are_refused() -> None:
     x, full = torch.randn(2, 6, 4, 4), torch.ones(1)
     last = x.contiguous(memory_format=torch.channels_last)
     with pytest.raises(ValueError, match="contiguous"):
-        tensors.mask_turned(last, None)
-    with pytest.raises(ValueError, match="layout"):
-        tensors.mask_turned(x, last > 0)
-    with pytest.raises(ValueError, match="mask"):
-        tensors.mask_turned(x, x[:1] > 0)
-    with pytest.raises(ValueError, match="channels"):
-        tensors.drive_turned(x, 2, 7, full, 127)
-    with pytest.raises(ValueError, match="cannot hold"):
-        tensors.clip_turned(last, x, 0, 6, full, last)
-    with pytest.raises(ValueError, match="is not of channels"):
-        tensors.clip_turned(last[:, :3], x, 0, 6, full, x.clone())
+        gradients.clip_turned(last, last, full)
+    with pytest.raises(ValueError, match="gradient"):
+        gradients.clip_turned(last[:, :3], x, full)
+    with pytest.raises(ValueError, match="gradient"):
+        gradients.clip_turned(x, x, full)
+
+
+@pytest.mark.usefixtures("native")
+def test_parts_of_rows_have_ranges_of_their_own() -> None:
+    x, ranges = torch.randn(5, 40), torch.tensor([0.5, 2.0])
+    parts, bounds = gradients.parts_of((0, 13, 40))
+    found = gradients.drive(x, ranges, 127, parts)
+    for span, full in ((slice(0, 13), ranges[:1]), (slice(13, 40), ranges[1:])):
+        assert torch.equal(found[:, span], gradients.drive(x[:, span], full, 127))
+    dynamic = gradients.drive(x, None, 127, parts)
+    assert torch.equal(dynamic[:, 13:], gradients.drive(x[:, 13:], None, 127))
+
+    limits = torch.where(torch.arange(40) < 13, 0.5, 2.0)
+    wanted = found * (x.abs() <= limits)
+    assert torch.equal(gradients.clip_gradient(found, x, ranges, found.clone(), bounds), wanted)
+    assert torch.equal(gradients.clip_gradient(found, x, ranges, found, bounds), wanted)
+    with pytest.raises(ValueError, match="ranges"):
+        gradients.drive(x, ranges, 127)
+    with pytest.raises(ValueError, match="ranges"):
+        gradients.clip_gradient(found, x, ranges, found)
+
+
+@pytest.mark.usefixtures("native")
+def test_a_gradient_clipped_in_place_is_that_of_a_copy() -> None:
+    gradient, x = torch.randn(3, 1000), torch.randn(3, 1000)
+    x[0, 70], x[1, 999] = math.nan, math.inf
+    full = torch.tensor([2.9])
+    wanted = gradients.clip_gradient(gradient, x, full, torch.empty_like(gradient))
+    assert torch.equal(wanted, gradient * (x.abs() <= 2.9))
+    assert torch.equal(gradients.clip_gradient(gradient, x, full, gradient), wanted)
 
 
 @pytest.mark.usefixtures("native")
 def test_helpers_refuse_what_they_cannot_read() -> None:
     with pytest.raises(ValueError, match="dense rows"):
-        tensors.drive(torch.randn(4, 4).t()[::2], None, 127)
+        gradients.drive(torch.randn(4, 4).t()[::2], None, 127)
     with pytest.raises(ValueError, match="layout"):
-        tensors.mask_gradient(torch.randn(4, 4), torch.ones(4, 4, dtype=torch.bool).t())
+        gradients.mask_gradient(torch.randn(4, 4), torch.ones(4, 4, dtype=torch.bool).t())
     with pytest.raises(ValueError, match="contiguous"):
         tensors.content_hash([torch.randn(4, 4).t()])
 
