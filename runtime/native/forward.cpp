@@ -21,21 +21,22 @@ int thread_index() {
 #endif
 }
 
+// Images (or vectors) first .. last.
 template <class Code>
-int32_t forward(const analogc_layer &layer) {
+int32_t forward(const analogc_layer &layer, int64_t first, int64_t last) {
     State<Code> state(layer);
     Arena &arena = thread_arena();
     if (!state.begin(arena)) return ANALOGC_NO_MEMORY;
 #pragma omp parallel num_threads(layer.threads) if (layer.threads > 1)
     {
         const Plan &plan = state.plan;
-        for (int64_t start = 0; start < layer.batch; start += state.at_once) {
-            const int64_t left = layer.batch - start;
+        for (int64_t start = first; start < last; start += state.at_once) {
+            const int64_t left = last - start;
             const int64_t stop = start + (left < state.at_once ? left : state.at_once);
             Drive<Code>(state).run(start, stop);
             const int64_t v0 = start * plan.pixels, v1 = stop * plan.pixels;
             const int64_t chunks = (v1 - v0 + plan.chunk_rows - 1) / plan.chunk_rows;
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(static)
             for (int64_t task = 0; task < chunks * plan.column_tasks(); ++task) {
                 const int64_t begin = v0 + task % chunks * plan.chunk_rows;
                 const int64_t end = begin + plan.chunk_rows < v1 ? begin + plan.chunk_rows : v1;
@@ -45,6 +46,33 @@ int32_t forward(const analogc_layer &layer) {
     }
     arena.release();
     return ANALOGC_OK;
+}
+
+// Whether each thread takes a stretch of the batch of its own, as torch's operations do: then all
+// that one of them writes stays in its core's cache for the next. Not if the weights, which each
+// would read, are more than what is split, or if the stretches differ in length by much.
+bool splits(const analogc_layer &l, double inputs, double outputs) {
+    if (l.threads == 1 || l.batch < l.threads) return false;
+    const int64_t longest = (l.batch + l.threads - 1) / l.threads;
+    const double weights = static_cast<double>(analogc_packed_size(&l.weight));
+    return weights <= 4 * (inputs + outputs) &&
+           static_cast<double>(longest * l.threads) <= 1.1 * static_cast<double>(l.batch);
+}
+
+template <class Code>
+int32_t forward(const analogc_layer &layer, bool split) {
+    if (!split) return forward<Code>(layer, 0, layer.batch);
+    analogc_layer part = layer;
+    part.threads = 1;
+    const int64_t each = (layer.batch + layer.threads - 1) / layer.threads;
+    int32_t status = ANALOGC_OK;
+#pragma omp parallel for num_threads(layer.threads) schedule(static, 1) reduction(| : status)
+    for (int32_t thread = 0; thread < layer.threads; ++thread) {
+        const int64_t first = thread * each, stop = first + each;
+        if (first >= layer.batch) continue;
+        status |= forward<Code>(part, first, stop < layer.batch ? stop : layer.batch);
+    }
+    return status;
 }
 
 }  // namespace
@@ -67,7 +95,10 @@ extern "C" int32_t analogc_forward(const analogc_layer *layer) {
     const double outputs = static_cast<double>(l.batch) * static_cast<double>(pixels) *
                            static_cast<double>(l.weight.columns);
     if (outputs * (rows + 32) < kFew) l.threads = 1;
-    return integer ? forward<int16_t>(l) : forward<float>(l);
+    const double inputs = static_cast<double>(l.batch) * static_cast<double>(l.size[0] * l.size[1]) *
+                          static_cast<double>(l.size[2] * l.weight.channels * l.weight.groups);
+    const bool split = splits(l, inputs, outputs);
+    return integer ? forward<int16_t>(l, split) : forward<float>(l, split);
 }
 
 extern "C" int32_t analogc_call(const analogc_layer *layer, const float *x, float *y,
