@@ -322,10 +322,17 @@ def saving_gradients(
     if grad_x is None:
         grad_x = x.new_empty(0)
     else:
-        grad_x = (grad_x.squeeze(0) if single else grad_x).contiguous()
+        grad_x = grad_x.squeeze(0) if single else grad_x
+        grad_x = grad_x.contiguous(memory_format=_layout(given))
         if settings.cap is not None:
             grad_x = grad_x * (given.abs() <= settings.cap)
     return grad_x, x.new_empty(0) if grad_w is None else grad_w.contiguous()
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    last = x.dim() == 4 and not x.is_contiguous()
+    last = last and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -366,8 +373,9 @@ def _fake_saving_backward(
     grad: Tensor, x: Tensor, weight: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     need_input, need_weight = rest[-2:]
+    grad_x = x.new_empty(x.shape if need_input else 0)
     return (
-        x.new_empty(x.shape) if need_input else x.new_empty(0),
+        grad_x.contiguous(memory_format=_layout(x)) if need_input else grad_x,
         weight.new_empty(weight.shape) if need_weight else x.new_empty(0),
     )
 

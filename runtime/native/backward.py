@@ -31,9 +31,7 @@ from .tensors import new
 Found = tuple[Tensor | None, Tensor | None]
 
 _UNPACKED = 1 << 19
-"""Weights that are unpacked at a time: what they are multiplied from fits a second-level cache."""
-_COLUMNS = 1024
-"""Columns of a weight whose gradient is computed at a time; more of them miss the TLB."""
+"""Weights that a thread unpacks at a time: what it multiplies stays in a second-level cache."""
 
 
 def serves(packed: Packed, spec: LayerSpec) -> bool:
@@ -146,7 +144,7 @@ def _rows_at_once(packed: Packed) -> int:
     # Rows of the weight are unpacked into the same memory again and again: what they are
     # multiplied from stays in cache, and fresh pages would cost more than it.
     most = max(b - a for a, b in zip(packed.rows, packed.rows[1:], strict=False))
-    fit = max(_UNPACKED // packed.shape[0], 64) // 2 * 2
+    fit = max(_UNPACKED * torch.get_num_threads() // packed.shape[0], 64) // 2 * 2
     return min(most, fit)
 
 
@@ -162,7 +160,7 @@ def _of_weight(
     found = new(*packed.shape)
     joined = None if masks is None else mask_blocks(grad, masks)
     if masks is None or joined is not None:
-        _products(grad if joined is None else joined[0], driven, found)
+        torch.mm((grad if joined is None else joined[0]).mT, driven, out=found)
         if joined is not None and masks is not None and joined[1].numel():
             add_mixed(
                 sizes(packed, spec, x, False, ((), (), ())), x, input_range, masks, grad, joined[1],
@@ -171,11 +169,6 @@ def _of_weight(
         return found
     passed = torch.empty_like(grad)
     for r, (a, b) in enumerate(spec.blocks):
-        _products(mask_gradient(grad, masks[r], passed), driven[:, a:b], found[:, a:b])
+        mask_gradient(grad, masks[r], passed)
+        torch.mm(passed.mT, driven[:, a:b], out=found[:, a:b])
     return found
-
-
-def _products(grad: Tensor, driven: Tensor, out: Tensor) -> None:
-    for first in range(0, grad.shape[1], _COLUMNS):
-        some = slice(first, first + _COLUMNS)
-        torch.mm(grad[:, some].mT, driven, out=out[some])

@@ -208,8 +208,10 @@ class _Layer:
             grad = grad.contiguous(memory_format=torch.channels_last)
             return clip_turned(grad, x, ranges)
         grad = self.laid(grad)
-        rows = self._rows(grad)
-        clip_gradient(rows, self._rows(x), ranges, rows, bounds)
+        rows, of_x = self._rows(grad), self._rows(x)
+        if bounds is None:  # one range: all that is next to another
+            rows, of_x = rows.view(x.shape[0], -1), of_x.view(x.shape[0], -1)
+        clip_gradient(rows, of_x, ranges, rows, bounds)
         return grad
 
     def _rows(self, x: Tensor) -> Tensor:
