@@ -80,9 +80,9 @@ class Copies:
         source = node.all_input_nodes[0] if node.all_input_nodes else node
         if target is aten.repeat.default:
             counts: Any = node.args[1]
-            alone = all(_is_one(count) for i, count in enumerate(counts) if i != dim)
+            alone = all(is_one(count) for i, count in enumerate(counts) if i != dim)
             stack = source in self.fixed and len(counts) == _rank(source) and alone
-            return source if stack and not _is_one(counts[dim]) else None
+            return source if stack and not is_one(counts[dim]) else None
         if target in _VIEWS:
             sizes = _merged(node, dim) if self.dims.get(source, _NONE) == {dim} else None
             if sizes is None:
@@ -109,7 +109,7 @@ class Copies:
         if operand not in self.fixed or not isinstance(operand.meta.get("val"), torch.Tensor):
             return False
         place = dim - _rank(node) + _rank(operand)
-        return place < 0 or _is_one(_shape(operand)[place])
+        return place < 0 or is_one(_shape(operand)[place])
 
     def _is_stored(self, node: fx.Node) -> bool:
         given = node.all_input_nodes
@@ -153,7 +153,8 @@ def _rank(node: Any) -> int:
     return len(_shape(node))
 
 
-def _is_one(size: Any) -> bool:
+def is_one(size: Any) -> bool:
+    """True for a size that is known to be 1."""
     return isinstance(size, int) and size == 1
 
 
@@ -165,7 +166,7 @@ def _expand(node: fx.Node, known: dict[fx.Node, Dims]) -> Dims:
     grown = {
         dim
         for dim, size in enumerate(after)
-        if not _is_one(size) and (dim < lead or _is_one(before[dim - lead]))
+        if not is_one(size) and (dim < lead or is_one(before[dim - lead]))
     }
     return frozenset(grown | {dim + lead for dim in known.get(source, _NONE)})
 
@@ -176,8 +177,8 @@ def _repeat(node: fx.Node, known: dict[fx.Node, Dims]) -> Dims:
     lead = len(counts) - _rank(source)
     kept = known.get(source, _NONE)
     for dim, size in enumerate(_shape(source)):
-        single = _is_one(size) or dim in kept
-        if not single and not _is_one(counts[dim + lead]):
+        single = is_one(size) or dim in kept
+        if not single and not is_one(counts[dim + lead]):
             return _NONE  # the copies lie behind one another in one dim
     return _expand(node, known)
 
@@ -189,10 +190,10 @@ def _pointwise(node: fx.Node, known: dict[fx.Node, Dims]) -> Dims:
     rank, found = _rank(node), set[int]()
     operands = [a for a in node.all_input_nodes if isinstance(a.meta.get("val"), torch.Tensor)]
     for dim, size in enumerate(_shape(node)):
-        if _is_one(size):
+        if is_one(size):
             continue
         places = ((a, dim - rank + _rank(a)) for a in operands)
-        if all(d < 0 or d in known.get(a, _NONE) or _is_one(_shape(a)[d]) for a, d in places):
+        if all(d < 0 or d in known.get(a, _NONE) or is_one(_shape(a)[d]) for a, d in places):
             found.add(dim)
     return frozenset(found)
 

@@ -27,7 +27,7 @@ from torch import fx
 
 from .base import Pass, PassContext, PassResult, finish
 from .canonicalize import LINEAR, stored_on_the_right
-from .copies import Copies
+from .copies import Copies, is_one
 from .emit import Emitter
 from .products import READERS, Labels, Operand, Product, read
 from .select_analog import ZERO, aten, keep_digital, kept_for, too_many
@@ -128,7 +128,7 @@ def _without_copies(
         label
         for o in live
         for label, size in zip(o.labels, o.node.meta["val"].shape, strict=True)
-        if label in product.result and not _is_one(size)
+        if label in product.result and not is_one(size)
     }
     emit = Emitter(node, LowerProducts.name)
     operands = [
@@ -162,7 +162,7 @@ def _wide(product: Product) -> set[int]:
         label
         for operand in product.operands
         for label, size in zip(operand.labels, operand.node.meta["val"].shape, strict=True)
-        if not _is_one(size)
+        if not is_one(size)
     }
 
 
@@ -176,16 +176,12 @@ def _plain(emit: Emitter, operand: Operand, wide: set[int], fixed: set[fx.Node])
             node = emit.call(aten.diagonal.default, node, 0, first, second)
             labels = [*labels[:first], *labels[first + 1 : second], *labels[second + 1 :], label]
     for dim in reversed(range(len(labels))):
-        if labels[dim] in wide and _is_one(node.meta["val"].shape[dim]):
+        if labels[dim] in wide and is_one(node.meta["val"].shape[dim]):
             node = emit.call(aten.squeeze.dim, node, dim)
             del labels[dim]
     if operand.node in fixed:
         fixed.add(node)
     return Operand(node, tuple(labels))
-
-
-def _is_one(size: Any) -> bool:
-    return isinstance(size, int) and size == 1
 
 
 def _with_scales(operands: Sequence[Operand], fixed: set[fx.Node]) -> list[list[Operand]]:
@@ -231,7 +227,7 @@ def _next_pair(
     for x, w in itertools.product(live, stored):
         others = {label for o in operands if o is not x and o is not w for label in o.labels}
         sums = (set(x.labels) & set(w.labels)) - others - set(result)
-        if any(not _is_one(_size(o, n)) for n in sums for o in (x, w)):
+        if any(not is_one(_size(o, n)) for n in sums for o in (x, w)):
             return x, w
     return None
 
@@ -256,7 +252,7 @@ def _most_matrices(product: Product, groups: list[list[Operand]], fixed: set[fx.
     wide, sizes, left = _wide(product), dict[int, int](), list[Operand]()
     for o in (group[0] for group in groups):
         shape = dict(zip(o.labels, o.node.meta["val"].shape, strict=True))
-        labels = (n for n in shape if n not in wide or not _is_one(shape[n]))
+        labels = (n for n in shape if n not in wide or not is_one(shape[n]))
         left.append(Operand(o.node, tuple(labels)))
         if o.node in fixed:
             sizes |= {n: int(shape[n]) for n in left[-1].labels}

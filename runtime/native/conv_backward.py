@@ -210,7 +210,8 @@ class _Layer:
         grad = self.laid(grad)
         rows, of_x = self._rows(grad), self._rows(x)
         if bounds is None:  # one range: all that is next to another
-            rows, of_x = rows.view(x.shape[0], -1), of_x.view(x.shape[0], -1)
+            shape = (x.shape[0], math.prod(x.shape[1:]))
+            rows, of_x = rows.view(shape), of_x.view(shape)
         clip_gradient(rows, of_x, ranges, rows, bounds)
         return grad
 

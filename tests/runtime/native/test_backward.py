@@ -281,7 +281,7 @@ def _sizes(gradient: Gradient) -> loader.Layer:
     return sizes(gradient.packed, gradient.spec, gradient.layer.x, case.last, geometry)
 
 
-@pytest.mark.parametrize("name", ["linear", "conv", "3-d"])
+@pytest.mark.parametrize("name", SHAPES)
 def test_an_empty_batch_has_zero_gradients(name: str) -> None:
     gradient = Gradient(replace(SHAPES[name], batch=0), 0.0)
     grad_x, grad_w = gradient.run()
