@@ -63,6 +63,7 @@ def sub_key(key: NoiseKey, purpose: str) -> NoiseKey:
     return NoiseKey(key.seed, f"{key.stream}/{purpose}", key.counter)
 
 
+@functools.lru_cache(maxsize=4096)
 def _bits(seed: int, stream: str) -> int:
     digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")

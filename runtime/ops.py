@@ -120,7 +120,8 @@ def _simulate(
     want_mask: bool,
 ) -> tuple[Tensor, Tensor | None]:
     _check_operands(x, weight, groups, spec)
-    x = _capped(x, spec)
+    if spec.cap is not None:
+        x = _capped(x, spec)
     array = tiles.find(key)
     held = tiles.stateless(weight, spec, groups) if array is None else array.current(weight)
     noise = None
@@ -145,6 +146,8 @@ def _simulate(
             y = y + after
         if y.dtype is not x.dtype:
             y = y.to(x.dtype)
+        if layout is not torch.contiguous_format:
+            y = y.contiguous(memory_format=layout)
     else:
         mvm = geometry(spec, weight.shape, stride, padding, dilation, groups)
         forward = gpu.forward if x.is_cuda else kernels.forward
@@ -155,7 +158,7 @@ def _simulate(
         ranges = Ranges(input_range, adc_range)
         with exact:
             y, mask = forward(mvm, batched, held, bias, ranges, spec, noise, want_mask)
-    y = y.contiguous(memory_format=layout)
+        y = y.contiguous(memory_format=layout)
     return (y.squeeze(0) if single else y), mask
 
 
