@@ -297,7 +297,7 @@ def saving_gradients(
     """Gradients of input and weight, of tensors with memory, without autocast or gradients."""
     settings = parse(spec)
     single = weight.dim() > 2 and x.dim() == weight.dim() - 1
-    given, x = x, _capped(x, settings)
+    given, x = x, x if settings.cap is None else _capped(x, settings)
     batched, batched_grad = (x.unsqueeze(0), grad.unsqueeze(0)) if single else (x, grad)
     array = tiles.find(key)
     held = tiles.stateless(weight, settings, groups) if array is None else array.as_used(weight)

@@ -65,7 +65,7 @@ def backward(
         need_input: want the gradient of the input.
         need_weight: want the gradient of the weight, ``[N, K]`` or ``[N, C / groups, *kernel]``.
     """
-    full = None if input_range is None else ready(input_range, len(spec.blocks))
+    full = None if input_range is None else ready(input_range, len(packed.rows) - 1)
     if packed.taps:
         return conv_backward.backward(
             grad, x, packed, alpha, mask, full, spec, geometry, need_input, need_weight

@@ -83,7 +83,7 @@ def drive(x: Tensor, ranges: Tensor | None, levels: int, parts: Parts | None = N
 
 def mask_gradient(gradient: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:
     """``gradient * mask``, in ``out`` if given; all dense in the same layout, mask bool."""
-    if gradient.shape != mask.shape or gradient.stride() != mask.stride():
+    if not _alike(gradient, mask):
         raise ValueError(f"gradient {gradient.stride()} and mask {mask.stride()} differ in layout")
     if out is None:
         out = torch.empty_like(gradient)
@@ -163,7 +163,7 @@ def mask_blocks(gradient: Tensor, masks: Tensor) -> tuple[Tensor, Tensor] | None
         The product, and mixed elements as int64 offsets in memory, ascending. None where they are
         too many to be worth a list, or have a gradient that is not finite.
     """
-    if masks.shape[1:] != gradient.shape or masks.stride()[1:] != gradient.stride():
+    if not _alike(gradient, masks[0]) or not _alike(gradient, masks[-1]):
         raise ValueError(f"gradient {gradient.stride()} and masks {masks.stride()} do not fit")
     n, out = gradient.numel(), torch.empty_like(gradient)
     mixed = torch.empty(-(-n // _PART) * _PART // _MIXED, dtype=torch.int64, device="cpu")
@@ -248,6 +248,16 @@ def shared_channels(
         weight.data_ptr(), grad_x.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     assert status == 0, "a layer of one group"
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    # Not by strides: that of a size of 1 may be any.
+    if a.shape != b.shape:
+        return False
+    last = torch.channels_last
+    return (a.is_contiguous() and b.is_contiguous()) or (
+        a.dim() == 4 and a.is_contiguous(memory_format=last) and b.is_contiguous(memory_format=last)
+    )
 
 
 def _pointer(x: Tensor | None) -> int | None:

@@ -298,7 +298,16 @@ def test_gradient_in_another_layout_than_the_output() -> None:
         torch.testing.assert_close(ours.double().reshape(true.shape), true, rtol=0, atol=1e-3)
 
 
-def test_a_constant_gradient_without_memory_of_its_own() -> None:
-    gradient = Gradient(CONV, 0.002)
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("batch", [1, 5])
+def test_a_constant_gradient_without_memory_of_its_own(name: str, batch: int) -> None:
+    gradient = Gradient(replace(SHAPES[name], batch=batch), 0.002)
     gradient.grad = torch.ones(1).expand_as(gradient.grad)
+    gradient.check()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_single_sample_may_have_any_stride(name: str) -> None:
+    gradient = Gradient(replace(SHAPES[name], batch=1), 0.002)
+    gradient.grad = gradient.grad.as_strided(gradient.grad.shape, (7, *gradient.grad.stride()[1:]))
     gradient.check()
