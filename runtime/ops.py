@@ -333,9 +333,7 @@ def saving_gradients(
 
 
 def _layout(x: Tensor) -> torch.memory_format:
-    last = x.dim() == 4 and not x.is_contiguous()
-    last = last and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
+    return torch.channels_last if native.is_last(x) else torch.contiguous_format
 
 
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -23,7 +23,7 @@ from .gradients import (
     prepare,
     shared_channels,
 )
-from .layer import Packed, sizes
+from .layer import Packed, is_last, sizes
 
 Found = tuple[Tensor | None, Tensor | None]
 Geometry = tuple[Sequence[int], Sequence[int], Sequence[int]]
@@ -46,8 +46,7 @@ def backward(
     need_weight: bool,
 ) -> Found:
     """Gradients of input and weight; operands as of ``native.backward``."""
-    last = x.dim() == 4 and not x.is_contiguous()
-    last = last and x.is_contiguous(memory_format=torch.channels_last)
+    last = is_last(x)
     layer = _Layer(packed, alpha, input_range, spec, geometry, last, need_input, need_weight)
     x, grad = layer.laid(x), layer.laid(grad)
     mask = None if mask is None else layer.laid_masks(mask)
@@ -110,11 +109,16 @@ class _Layer:
         return grad_x, grad_w
 
     def joined(self, grad: Tensor, x: Tensor, masks: Tensor | None) -> Found | None:
-        """Of all row blocks in one; None if too many outputs clipped in some of them only."""
+        """Of all row blocks in one.
+
+        None if a channel has rows in three blocks, or too many outputs clipped in some only.
+        """
         n, k = self.packed.shape
         cut = _cut(self.packed.rows, self.volume, 1 if self.last else math.prod(x.shape[2:]))
+        if cut is None:
+            return None
         found = (grad, None) if masks is None else mask_blocks(grad, masks)
-        if cut is None or found is None:
+        if found is None:
             return None
         passed, mixed = found
         driven = x

@@ -19,9 +19,9 @@ from .loader import Layer
 from .tensors import loaded, new
 
 _FEW = 512
-"""At most one output in so many may have clipped in some row blocks only."""
-_PART = 1 << 14
-_MIXED = 64
+"""At most one output in so many, and 64 more, may have clipped in some row blocks only."""
+_PART, _MIXED = 1 << 14, 64
+"""Elements that a thread takes at a time, and for how many it can list one: as in abi.h."""
 
 
 class Parts:

@@ -277,6 +277,13 @@ class _Prepared:
         )
 
 
+def is_last(x: Tensor) -> bool:
+    """Whether 2-d maps are dense in channels-last memory, and not in planes as well."""
+    if x.dim() != 4 or x.is_contiguous():
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
 def sizes(
     packed: Packed,
     spec: LayerSpec,
@@ -338,9 +345,7 @@ def forward(
         each block; None without an ADC.
     """
     assert groups == packed.groups, "groups of the packed weight"
-    last = False
-    if packed.taps and not x.is_contiguous():
-        last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    last = bool(packed.taps) and is_last(x)
     if not last:
         x = x.contiguous()
     geometry = (stride, padding, dilation)
